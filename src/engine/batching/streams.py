@@ -1,0 +1,142 @@
+"""Reading chunks as batches bounded by bytes, with the columns and the span that are asked for.
+
+Whole files or row groups are never held; a damaged chunk is a typed error that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from engine.errors import TableError
+
+_DEFAULT_BYTES_PER_ROW = 256  # until a file's own footer says better
+_MAX_ROWS = 131_072
+
+
+def read_batches(
+    paths: Sequence[Path],
+    *,
+    columns: Sequence[str] | None = None,
+    batch_bytes: int | Callable[[], int] = 8 * 2**20,
+    schema: pa.Schema | None = None,
+    span: tuple[str, datetime | None, datetime | None] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of Parquet files in order, in batches of bounded size.
+
+    Parameters
+    ----------
+    paths
+        Files, read one after another.
+    columns
+        Names to read, in this order; all by default. One that a file lacks (it is older than the column) is null.
+    batch_bytes
+        Upper bound of a batch in memory, or a function asked before each file (the governor's current figure).
+    schema
+        Types of ``columns``; needed only where a file may lack one.
+    span
+        ``(column, low, high)``: only rows with ``low <= column < high``; None is unbounded.
+
+    Raises
+    ------
+    TableError
+        A file is missing, cut short, or fails its page checksums; names it.
+    """
+    for path in paths:
+        limit = batch_bytes() if callable(batch_bytes) else batch_bytes
+        try:
+            yield from _read_one(path, columns=columns, batch_bytes=limit, schema=schema, span=span)
+        except (pa.ArrowException, OSError) as error:
+            raise TableError(
+                f"chunk {path} cannot be read: {str(error).splitlines()[0]}",
+                hint="the file is damaged or gone: restore it from a backup; other chunks and tables are intact",
+            ) from error
+
+
+def _read_one(
+    path: Path,
+    *,
+    columns: Sequence[str] | None,
+    batch_bytes: int,
+    schema: pa.Schema | None,
+    span: tuple[str, datetime | None, datetime | None] | None,
+) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
+        present = set(file.schema_arrow.names)
+        wanted = list(columns) if columns is not None else file.schema_arrow.names
+        needed = [name for name in wanted if name in present]
+        filter_only = span is not None and span[0] not in needed
+        if filter_only and span is not None:
+            needed.append(span[0])
+        rows = rows_for(batch_bytes, bytes_per_row=_bytes_per_row(file))
+        for batch in file.iter_batches(batch_size=rows, columns=needed, use_threads=False):
+            kept = batch if span is None else _within(batch, *span)
+            if not kept.num_rows:
+                continue
+            yield _select(kept, wanted, schema)
+
+
+def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
+    """Return how many rows of this size a batch of ``batch_bytes`` holds: at least 1, at most 131,072."""
+    return max(1, min(_MAX_ROWS, int(batch_bytes / max(1.0, bytes_per_row))))
+
+
+def rebatch(batches: Iterator[pa.RecordBatch], *, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches of exactly ``rows``, the last one shorter: borders no longer depend on the reader."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        while batch.num_rows:
+            part = batch.slice(0, rows - count)
+            batch = batch.slice(part.num_rows)
+            held.append(part)
+            count += part.num_rows
+            if count == rows:
+                yield _join(held)
+                held, count = [], 0
+    if held:
+        yield _join(held)
+
+
+def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+def _bytes_per_row(file: pq.ParquetFile) -> float:
+    total = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+    rows = file.metadata.num_rows
+    # A footer counts encoded bytes: a dictionary hides the strings' own. Eight bytes a column is the least that Arrow needs.
+    return max(total / rows, 8.0 * file.metadata.num_columns) if rows else _DEFAULT_BYTES_PER_ROW
+
+
+def _within(batch: pa.RecordBatch, column: str, low: datetime | None, high: datetime | None) -> pa.RecordBatch:
+    values = batch.column(column)
+    mask: pa.Array | None = None
+    if low is not None:
+        mask = pc.greater_equal(values, pa.scalar(low, type=values.type))
+    if high is not None:
+        below = pc.less(values, pa.scalar(high, type=values.type))
+        mask = below if mask is None else pc.and_(mask, below)
+    return batch if mask is None else batch.filter(mask)
+
+
+def _select(batch: pa.RecordBatch, wanted: Sequence[str], schema: pa.Schema | None) -> pa.RecordBatch:
+    if batch.schema.names == list(wanted):
+        return batch
+    arrays = []
+    for name in wanted:
+        index = batch.schema.get_field_index(name)
+        if index >= 0:
+            arrays.append(batch.column(index))
+        elif schema is not None:
+            arrays.append(pa.nulls(batch.num_rows, type=schema.field(name).type))
+        else:
+            raise TableError(f"column {name!r} is not in the chunk", hint="run prepare again for this pipeline file")
+    return pa.RecordBatch.from_arrays(arrays, names=list(wanted))

@@ -1,0 +1,249 @@
+"""Delta tables of chunks, committed exactly once per (app, n).
+
+The rule of every commit: open, skip when the app's transaction is already n, commit on that same handle; on a conflict open
+and look again. Writing the chunks is ``chunks.py``, reading their rows ``streams.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.transaction import AddAction, RemoveAction
+
+from engine.errors import SchemaMismatch, TableError
+from engine.refs import ChunkRef, TableRef
+
+_CONFLICTS = 20  # a conflict means that another commit went through, so this many in a row is another fault
+_CHECKPOINT_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A live chunk of a table, with what the log knows of it."""
+
+    path: Path  # absolute
+    name: str  # relative to the table
+    n: int  # the plan that wrote it
+    rows: int
+    bytes: int  # on disk
+    minimum: Mapping[str, Any] = field(default_factory=dict)
+    maximum: Mapping[str, Any] = field(default_factory=dict)
+
+    def may_hold(self, column: str, low: Any, high: Any) -> bool:
+        """Return whether a value in ``[low, high)`` may be inside; None is unbounded, missing statistics may."""
+        smallest, largest = self.minimum.get(column), self.maximum.get(column)
+        if smallest is None or largest is None:
+            return True
+        return (high is None or smallest < high) and (low is None or largest >= low)
+
+
+def chunk_prefix(n: int, task: str) -> str:
+    """Return how the names of a task's chunks begin; ``chunk_n`` reads n back."""
+    return f"{n:08d}-{task}"
+
+
+def chunk_n(name: str) -> int:
+    """Return the n of the plan that wrote a chunk, from its name."""
+    return int(Path(name).name.split("-", 1)[0])
+
+
+class Table:
+    """A Delta table in a local directory; the handle holds no state, so each call sees the newest version."""
+
+    def __init__(self, path: Path, *, name: str) -> None:
+        self.path = path
+        self.name = name
+
+    def exists(self) -> bool:
+        """Return whether anything was ever committed."""
+        return DeltaTable.is_deltatable(str(self.path))
+
+    def schema(self) -> pa.Schema | None:
+        """Return the Arrow schema, or None when the table does not exist."""
+        table = self._open()
+        return None if table is None else _arrow_schema(table)
+
+    def transaction(self, app: str) -> int:
+        """Return the last n that ``app`` committed, 0 if none."""
+        table = self._open()
+        return 0 if table is None else int(table.transaction_version(app) or 0)
+
+    def ref(self, app: str = "") -> TableRef:
+        """Return the newest snapshot: version -1 when the table does not exist."""
+        table = self._open()
+        if table is None:
+            return TableRef(self.name, -1, 0)
+        return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0) if app else 0)
+
+    def chunks(self, *, version: int | None = None, newest_n: int | None = None) -> list[Chunk]:
+        """Return the live chunks in the order of their names (n, then task, then number).
+
+        Parameters
+        ----------
+        version
+            A snapshot's version; the newest by default.
+        newest_n
+            Leave out chunks of plans after this one: for side tables, the n of the primary table.
+        """
+        table = self._open(version)
+        if table is None:
+            return []
+        actions = pa.table(table.get_add_actions(flatten=False)).to_pylist()
+        chunks = [
+            Chunk(
+                path=self.path / action["path"],
+                name=action["path"],
+                n=chunk_n(action["path"]),
+                rows=int(action["num_records"] or 0),
+                bytes=int(action["size_bytes"]),
+                minimum=_known(action.get("min")),
+                maximum=_known(action.get("max")),
+            )
+            for action in actions
+        ]
+        chunks = [chunk for chunk in chunks if newest_n is None or chunk.n <= newest_n]
+        return sorted(chunks, key=lambda chunk: chunk.name)
+
+    def rows(self) -> int:
+        """Return the number of live rows, from the log."""
+        return sum(chunk.rows for chunk in self.chunks())
+
+    def commit(
+        self,
+        *,
+        app: str,
+        n: int,
+        schema: pa.Schema,
+        add: Sequence[ChunkRef] = (),
+        remove: Sequence[str] = (),
+    ) -> TableRef:
+        """Make chunks part of the table, and others no longer, in one version; once for each (app, n).
+
+        Parameters
+        ----------
+        app, n
+            The Delta application transaction. When the table already has n, nothing is done.
+        schema
+            Of the added chunks. Columns that the table lacks are added first.
+        add, remove
+            New chunks, and the names of live ones that they replace.
+
+        Raises
+        ------
+        SchemaMismatch
+            A column has another type than in the table: Delta itself would not look.
+        TableError
+            The commit failed for another reason than a conflict; the table is as it was.
+        """
+        for _ in range(_CONFLICTS):
+            table = self._open() or self._create(schema)
+            if int(table.transaction_version(app) or 0) >= n:
+                return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0))
+            if self._widen(table, schema):
+                continue  # the new columns were a commit of their own: look again on a fresh handle
+            live = {action["path"] for action in pa.table(table.get_add_actions(flatten=False)).to_pylist()}
+            now = int(time.time() * 1000)
+            actions: list[AddAction | RemoveAction] = [_add_action(ref, now) for ref in add]
+            actions += [RemoveAction(path, True, now) for path in remove if path in live]
+            try:
+                table.create_write_transaction(
+                    actions,
+                    mode="append",
+                    schema=_arrow_schema(table),
+                    commit_properties=CommitProperties(
+                        custom_metadata={"headrace.app": app, "headrace.n": str(n)},
+                        max_commit_retries=0,
+                        app_transactions=[Transaction(app, n)],
+                    ),
+                )
+            except CommitFailedError:
+                continue
+            except (DeltaError, OSError) as error:
+                raise TableError(
+                    f"table {self.name}: the commit of {app} {n} failed: {error}",
+                    hint="check space and permissions of the workspace, then run again: nothing was committed",
+                ) from error
+            table.update_incremental()
+            return TableRef(self.name, table.version(), n)
+        raise TableError(
+            f"table {self.name}: {_CONFLICTS} commits of {app} {n} in a row met a conflict",
+            hint="something else commits to this workspace without pause; let one run at a time write to it",
+        )
+
+    def _open(self, version: int | None = None) -> DeltaTable | None:
+        try:
+            return DeltaTable(self.path, version=version)
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            raise TableError(
+                f"table {self.name} in {self.path} cannot be opened: {error}",
+                hint="restore its _delta_log from a backup, or move the directory away to build the table anew",
+            ) from error
+
+    def _create(self, schema: pa.Schema) -> DeltaTable:
+        self.path.mkdir(parents=True, exist_ok=True)
+        configuration = {"delta.checkpointInterval": str(_CHECKPOINT_EVERY)}
+        try:
+            return DeltaTable.create(self.path, schema, mode="ignore", name=self.name, configuration=configuration)
+        except (DeltaError, OSError) as error:
+            raise TableError(f"table {self.name} cannot be made in {self.path}: {error}") from error
+
+    def _widen(self, table: DeltaTable, schema: pa.Schema) -> bool:
+        mine = _arrow_schema(table)
+        for wanted in schema:
+            index = mine.get_field_index(wanted.name)
+            if index >= 0 and not _same_type(mine.field(index).type, wanted.type):
+                raise SchemaMismatch(
+                    f"table {self.name}: column {wanted.name!r} is {mine.field(index).type}, "
+                    f"the new chunk has {wanted.type}",
+                    hint="give the column its old type in the source, or a new name",
+                )
+        new = [wanted for wanted in schema if mine.get_field_index(wanted.name) < 0]
+        if not new:
+            return False
+        from deltalake import Schema
+
+        table.alter.add_columns(list(Schema.from_arrow(pa.schema([f.with_nullable(True) for f in new])).fields))
+        return True
+
+
+def _known(statistics: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (statistics or {}).items() if value is not None}
+
+
+def _arrow_schema(table: DeltaTable) -> pa.Schema:
+    return pa.schema(table.schema().to_arrow())
+
+
+def _same_type(mine: pa.DataType, other: pa.DataType) -> bool:
+    return _plain(mine) == _plain(other)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
+
+
+def _add_action(ref: ChunkRef, modified_ms: int) -> AddAction:
+    statistics = {
+        "numRecords": ref.rows,
+        "minValues": dict(ref.minimum),
+        "maxValues": dict(ref.maximum),
+        "nullCount": dict(ref.nulls),
+    }
+    return AddAction(ref.path, ref.bytes, {}, modified_ms, True, json.dumps(statistics))
+

@@ -1,0 +1,107 @@
+"""The directory under which a pipeline's tables live: its places, its probe before work, and its one lock.
+
+What lies in the tables is ``tables.py``; which plans were written and committed is ``journal.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from engine.batching.journal import Journal
+from engine.batching.tables import Table
+from engine.errors import WorkspaceError, WorkspaceLocked
+
+
+class Workspace:
+    """Where one pipeline keeps everything.
+
+    Parameters
+    ----------
+    root
+        A local directory; made by ``prepare``.
+
+    Notes
+    -----
+    ``tables/<name>`` Delta tables; ``plans``, ``commits``, ``tasks`` the journal; ``segments`` window segments, a cache
+    that can be rebuilt; ``bundles/<n>`` candidates; ``registry`` MLflow; ``scratch`` for a task's own files.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.journal = Journal(self.root)
+
+    def table(self, name: str) -> Table:
+        """Return the handle of a table, which need not exist yet."""
+        return Table(self.root / "tables" / name, name=name)
+
+    @property
+    def segments(self) -> Path:
+        """Directory of window segments."""
+        return self.root / "segments"
+
+    @property
+    def bundles(self) -> Path:
+        """Directory of candidates' bundles."""
+        return self.root / "bundles"
+
+    @property
+    def scratch(self) -> Path:
+        """Directory for files that live no longer than their task."""
+        return self.root / "scratch"
+
+    def prepare(self) -> None:
+        """Make the directory and prove that it can be written.
+
+        Raises
+        ------
+        WorkspaceError
+            Read-only, full, or not a directory: before any work has begun.
+        """
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True)
+            probe = self.scratch / f".probe-{os.getpid()}"
+            probe.write_bytes(b"\0" * 65_536)
+            probe.unlink()
+        except OSError as error:
+            raise workspace_error(error, self.root) from None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the pipeline's one lock; it is released with the process, however that ends.
+
+        Raises
+        ------
+        WorkspaceLocked
+            Another run holds it; names its process.
+        """
+        self.prepare()
+        with open(self.root / "lock", "a+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                handle.seek(0)
+                holder = handle.read().strip() or "unknown"
+                raise WorkspaceLocked(
+                    f"another run of this pipeline is writing to {self.root} (process {holder})",
+                    hint="wait for it to end, or stop that process; the lock goes with it",
+                ) from None
+            handle.truncate(0)
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
+            yield
+
+
+def workspace_error(error: OSError, root: Path) -> WorkspaceError:
+    """Return the error of our tree that says what to do about an OSError met while writing under ``root``."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        hint = f"make it writable, or set HEADRACE_HOME or the pipeline's 'workspace' to another directory than {root}"
+        return WorkspaceError(f"workspace {root} cannot be written: {error.strerror}", hint=hint)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space and run again: what was committed is intact and the run goes on from there"
+        return WorkspaceError(f"the disk of workspace {root} is full: {error.strerror}", hint=hint)
+    return WorkspaceError(f"workspace {root}: {error}", hint="see the pipeline's 'workspace' key")
