@@ -74,11 +74,33 @@ def _read_one(
         if filter_only and span is not None:
             needed.append(span[0])
         rows = rows_for(batch_bytes, bytes_per_row=_bytes_per_row(file))
-        for batch in file.iter_batches(batch_size=rows, columns=needed, use_threads=False):
+        groups = _row_groups(file, span)
+        for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=needed, use_threads=False):
             kept = batch if span is None else _within(batch, *span)
             if not kept.num_rows:
                 continue
             yield _select(kept, wanted, schema)
+
+
+def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime | None] | None) -> list[int]:
+    """Return the row groups that may hold rows of the span, by their own statistics."""
+    every = list(range(file.metadata.num_row_groups))
+    if span is None:
+        return every
+    column, low, high = span
+    leaves = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)]
+    if column not in leaves:
+        return every
+    kept = []
+    for group in every:
+        statistics = file.metadata.row_group(group).column(leaves.index(column)).statistics
+        if statistics is not None and statistics.has_min_max:
+            if low is not None and statistics.max < low:
+                continue
+            if high is not None and statistics.min >= high:
+                continue
+        kept.append(group)
+    return kept
 
 
 def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:

@@ -1,0 +1,121 @@
+"""Prepared rows with the label that was known at a cut-off, in order of event time, in bounded memory.
+
+Used by training, validation and monitoring; which rows they take is theirs to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+
+from engine.batching import Chunk, read_batches
+from engine.features.label_events import latest_labels
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_ROWS_PER_SPAN = 100_000
+
+
+@dataclass(frozen=True)
+class LabelView:
+    """Which labels count: the last record of each key that was known by ``known_by``."""
+
+    chunks: Sequence[Chunk]  # of label_events
+    known_by: datetime
+    absent: Literal["negative", "unknown"]
+    delay: timedelta
+
+
+def labelled_rows(
+    chunks: Sequence[Chunk],
+    labels: LabelView,
+    *,
+    columns: Sequence[str],
+    schema: pa.Schema,
+    low: datetime | None,
+    high: datetime | None,
+    batch_bytes: int | Callable[[], int],
+) -> Iterator[pl.DataFrame]:
+    """Yield rows with event time in ``[low, high)`` that have a label, with it as the boolean column ``label``.
+
+    Parameters
+    ----------
+    chunks
+        Of a table with the columns ``key`` and ``event_time`` (prepared or predictions).
+    columns
+        To read beside those two.
+    schema
+        Of the table, for columns that older chunks lack.
+
+    Notes
+    -----
+    Spans of event time of about 100,000 rows are taken one after another, so that memory holds the labels of one span and
+    one batch. The rows and their order do not depend on the spans, nor on how the table is cut into chunks.
+    """
+    import polars as pl
+
+    names = list(dict.fromkeys(["key", "event_time", *columns]))
+    part = pa.schema([schema.field(name) for name in names])
+    for start, end in spans_of(chunks, low=low, high=high):
+        known = _labels_in(labels, start, end, key=schema.field("key"))
+        mine = _in_time_order([chunk for chunk in chunks if chunk.may_hold("event_time", start, end)])
+        for batch in read_batches(
+            [chunk.path for chunk in mine],
+            columns=names,
+            schema=part,
+            batch_bytes=batch_bytes,
+            span=("event_time", start, end),
+        ):
+            rows = pl.DataFrame(batch).join(known, on="key", how="left", maintain_order="left")
+            label = pl.col("value")
+            if labels.absent == "negative":
+                due = pl.col("event_time") + labels.delay <= labels.known_by
+                label = pl.when(pl.col("value").is_null() & due).then(statement=False).otherwise(pl.col("value"))
+            rows = rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
+            if rows.height:
+                yield rows
+
+
+def spans_of(
+    chunks: Sequence[Chunk], *, low: datetime | None, high: datetime | None, rows: int = _ROWS_PER_SPAN
+) -> list[tuple[datetime, datetime]]:
+    """Return spans of event time that cover the chunks' rows in ``[low, high)``, of about ``rows`` rows each."""
+    mine = [chunk for chunk in chunks if chunk.rows and chunk.may_hold("event_time", low, high)]
+    if not mine:
+        return []
+    start = min(chunk.minimum["event_time"] for chunk in mine)
+    end = max(chunk.maximum["event_time"] for chunk in mine) + timedelta(microseconds=1)
+    start, end = max(start, low) if low else start, min(end, high) if high else end
+    parts = max(1, -(-sum(chunk.rows for chunk in mine) // rows))
+    step = max((end - start) / parts, timedelta(seconds=1))
+    out = []
+    while start < end:
+        out.append((start, min(start + step, end)))
+        start += step
+    return out
+
+
+def _labels_in(labels: LabelView, low: datetime, high: datetime, *, key: pa.Field) -> pl.DataFrame:
+    import polars as pl
+
+    mine = [chunk for chunk in labels.chunks if chunk.may_hold("event_time", low, high)]
+    parts = [
+        pl.DataFrame(batch).filter(pl.col("known_at") <= labels.known_by).drop("event_time")
+        for batch in read_batches(
+            [chunk.path for chunk in mine],
+            columns=["key", "event_time", "known_at", "labelled_at", "value"],
+            span=("event_time", low, high),
+        )
+    ]
+    if not parts:
+        return pl.DataFrame(pa.schema([key.with_name("key"), pa.field("value", pa.bool_())]).empty_table())
+    return latest_labels(pl.concat(parts))
+
+
+def _in_time_order(chunks: Sequence[Chunk]) -> list[Chunk]:
+    return sorted(chunks, key=lambda chunk: (chunk.minimum["event_time"], chunk.name))

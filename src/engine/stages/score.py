@@ -1,0 +1,210 @@
+"""Score: the champion's probability for every new prepared row, into ``predictions``, once a row.
+
+A row that has a prediction keeps it, also when its span is prepared again or another model is promoted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from engine import events
+from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
+from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.tables import chunk_prefix
+from engine.bundle import Bundle
+from engine.ledger import Entry, Ledger, trained
+from engine.memory.projection import Projection
+from engine.memory.scope import Scope
+from engine.refs import ChunkRef, Task, TaskResult, to_json
+from engine.stage import ChildContext, Outcome, Plan, StageContext
+from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
+from engine.units import format_time, parse_time
+
+_SLICE_ROWS = 1_000_000
+_COPIES = 4
+_MODEL_BYTES = 96 * 2**20  # a loaded learner's library and trees, until measured
+
+
+def predictions_schema(key: pa.DataType) -> pa.Schema:
+    """Return the schema of ``predictions``."""
+    return pa.schema(
+        [
+            pa.field(KEY, key),
+            pa.field(EVENT_TIME, pa.timestamp("us", tz="UTC")),
+            pa.field("model_version", pa.int64()),
+            pa.field("score", pa.float64()),  # calibrated probability
+            pa.field("alert", pa.bool_()),  # score at or above the decision threshold
+            pa.field("scored_at", pa.timestamp("us", tz="UTC")),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class ScoreStage:
+    """The score stage of the context's pipeline."""
+
+    name: str = "score"
+
+    def app(self, context: StageContext) -> str:
+        """Return the application id of the predictions' commits."""
+        del context
+        return "score"
+
+    def primary(self, context: StageContext) -> Table:
+        """Return the predictions."""
+        return predictions_table(context.workspace)
+
+    def next_plan(self, context: StageContext) -> Mapping[str, Any] | None:
+        """Return the next prepared chunks that hold rows without a prediction; None without a champion."""
+        history = Ledger(context.workspace).history()
+        champion = Ledger(context.workspace).champion()
+        facts = None if champion is None else trained(history, champion.version)
+        if champion is None or facts is None:
+            return None
+        feature_set = facts.details["feature_set"]
+        done = self._done(context)
+        since = parse_time(done["since"]) if done else parse_time(facts.details["trained_until"])
+        new = _new_chunks(context.workspace, feature_set, int(done["prepared"].get(feature_set, 0)) if done else 0, since)
+        if not new:
+            return None
+        taken: list[Chunk] = []
+        for chunk in new:
+            if taken and (chunk.n != taken[-1].n and sum(c.rows for c in taken) + chunk.rows > _SLICE_ROWS):
+                break
+            taken.append(chunk)
+        return {
+            "version": champion.version,
+            "bundle": facts.details["bundle"],
+            "feature_set": feature_set,
+            "chunks": [chunk.name for chunk in taken],
+            "rows": sum(chunk.rows for chunk in taken),
+            "through_n": taken[-1].n,
+            "since": format_time(since),
+        }
+
+    def phase(
+        self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
+    ) -> Sequence[tuple[Task, Projection]]:
+        """Return the one task that scores the chunks."""
+        if done:
+            return ()
+        inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of)}
+        task = Task(self.name, f"score.{plan.n}", "engine.stages.score:run", inputs)
+        features = len(context.spec.features.names())
+        terms = {
+            "batches in flight": context.budget.batch_bytes * _COPIES,
+            "keys already scored": int(plan.bounds["rows"]) * 24,
+            "model": _MODEL_BYTES,
+            "row group being written": 2 * ROW_GROUP_BYTES,
+            "page of each column": (features + 3) * 2**17,
+        }
+        reserved = context.reserved.load(self.name)
+        return ((task, Projection(stage=self.name, reserved_bytes=reserved, terms=terms)),)
+
+    def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
+        """Record how far each feature set is scored; publish the predictions."""
+        result = done[0][0]
+        before = self._done(context)
+        prepared = {**(before["prepared"] if before else {}), plan.bounds["feature_set"]: plan.bounds["through_n"]}
+        chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
+        key = context.workspace.table("raw").schema()
+        if key is None:
+            raise LookupError("raw has no schema though prepared rows were scored")
+        schema = predictions_schema(key.field(context.spec.source.key).type)
+
+        def publish() -> None:
+            self.primary(context).commit(app=plan.app, n=plan.n, schema=schema, add=chunks)
+
+        return Outcome(
+            outputs={"rows": result.rows_out, "version": plan.bounds["version"], "alerts": result.outputs["alerts"]},
+            record={"prepared": prepared, "since": plan.bounds["since"]},
+            publish=publish,
+        )
+
+    def _done(self, context: StageContext) -> dict[str, Any] | None:
+        n = self.primary(context).transaction(self.app(context))
+        return context.workspace.journal.commit(self.app(context), n) if n else None
+
+
+def _new_chunks(workspace: Workspace, feature_set: str, after_n: int, since: datetime) -> list[Chunk]:
+    table = prepared_table(workspace, feature_set)
+    chunks = table.chunks(newest_n=table.transaction(prepared_app(feature_set)))
+    return [chunk for chunk in chunks if chunk.n > after_n and chunk.may_hold(EVENT_TIME, since, None)]
+
+
+def run(task: Task, scope: Scope) -> TaskResult:
+    """Score the rows of some prepared chunks that have no prediction yet (in the cage)."""
+    import polars as pl
+
+    context = ChildContext.of(scope.context)
+    workspace = context.workspace
+    bundle = Bundle.load(workspace.root / task.inputs["bundle"])
+    prepared = prepared_table(workspace, task.inputs["feature_set"])
+    chunks = {chunk.name: chunk for chunk in prepared.chunks()}
+    since = parse_time(task.inputs["since"])
+    schema = prepared.schema()
+    if schema is None:
+        raise LookupError("prepared has no schema though its chunks were planned")
+    predictions = predictions_table(workspace)
+    out_schema = predictions_schema(schema.field(KEY).type)
+    columns = [KEY, EVENT_TIME, *bundle.features]
+    prefix = chunk_prefix(int(task.inputs["n"]), "score")
+    rows_in = batches = alerts = 0
+    stamp = pa.scalar(parse_time(task.inputs["as_of"]), type=pa.timestamp("us", tz="UTC"))
+
+    def on_chunk(ref: ChunkRef) -> None:
+        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
+
+    with ChunkWriter(predictions.path, prefix=prefix, schema=out_schema, on_chunk=on_chunk) as writer:
+        for name in task.inputs["chunks"]:
+            chunk = chunks[name]
+            known = _scored(predictions, chunk, out_schema)
+            for batch in read_batches(
+                [chunk.path],
+                columns=columns,
+                schema=pa.schema([schema.field(column) for column in columns]),
+                batch_bytes=scope.governor.batch_bytes,
+                span=(EVENT_TIME, since, None),
+            ):
+                scope.governor.wait()
+                rows_in, batches = rows_in + batch.num_rows, batches + 1
+                new = pl.DataFrame(batch.select([KEY])).select(~pl.col(KEY).is_in(known.implode())).to_series()
+                fresh = batch.filter(new.to_arrow())
+                scope.batch_done(batch.num_rows, batch.nbytes)
+                scope.progress(rows_in, int(task.inputs["rows"]), "rows")
+                if not fresh.num_rows:
+                    continue
+                scores = bundle.score(pa.Table.from_batches([fresh]))
+                flags = scores >= bundle.threshold
+                alerts += int(flags.sum())
+                arrays = [
+                    fresh.column(KEY),
+                    fresh.column(EVENT_TIME),
+                    pa.array([int(task.inputs["version"])] * fresh.num_rows, type=pa.int64()),
+                    pa.array(scores),
+                    pa.array(flags),
+                    pa.repeat(stamp, fresh.num_rows),
+                ]
+                writer.write(pa.RecordBatch.from_arrays(arrays, schema=out_schema))
+    return TaskResult(
+        task=task.name,
+        outputs={"chunks": [to_json(ref) for ref in writer.chunks], "alerts": alerts},
+        rows_in=rows_in,
+        rows_out=sum(ref.rows for ref in writer.chunks),
+        batches=batches,
+    )
+
+
+def _scored(predictions: Table, chunk: Chunk, schema: pa.Schema) -> Any:
+    """Return the keys with a prediction among the event times of a chunk."""
+    import polars as pl
+
+    low, high = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
+    mine = [c for c in predictions.chunks() if c.may_hold(EVENT_TIME, low, None) and c.minimum[EVENT_TIME] <= high]
+    batches = list(read_batches([c.path for c in mine], columns=[KEY], span=(EVENT_TIME, low, None)))
+    return pl.DataFrame(pa.Table.from_batches(batches, schema=pa.schema([schema.field(KEY)])))[KEY]

@@ -1,0 +1,270 @@
+"""Validate: candidate and champion on the same rows, which neither has seen, and the gate's verdict with its reasons.
+
+The rules themselves are ``learning/gate.py``; what follows from a verdict is ``promote.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.batching import Table, Workspace
+from engine.batching.frames import to_arrow
+from engine.bundle import Bundle
+from engine.errors import LearningError
+from engine.features.labelled import LabelView, labelled_rows
+from engine.layout import BASELINE, KEY, label_events_table, prepared_app, prepared_table
+from engine.learning.bootstrap import paired_bootstrap
+from engine.learning.gate import judge
+from engine.learning.metrics import metrics
+from engine.ledger import Entry, Ledger, champion_of, last_trained, trained
+from engine.memory.projection import Projection
+from engine.memory.scope import Scope
+from engine.refs import Task, TaskResult
+from engine.registry import ModelRegistry
+from engine.stage import ChildContext, Outcome, Plan, StageContext
+from engine.units import format_time, parse_time
+
+if TYPE_CHECKING:
+    import polars as pl
+
+_COPIES = 6
+_SPAN_LABEL_BYTES = 100_000 * 120
+_MODEL_BYTES = 96 * 2**20
+_BYTES_PER_ROW = 2 * 8 + 1 + 60  # two scores and a label, and what the bootstrap holds
+
+
+@dataclass(frozen=True)
+class ValidateStage:
+    """The validation of the newest candidate."""
+
+    name: str = "validate"
+
+    def app(self, context: StageContext) -> str:
+        """Return the application id of the ledger's verdicts."""
+        del context
+        return "validate"
+
+    def primary(self, context: StageContext) -> Table:
+        """Return the ledger."""
+        return context.workspace.table("ledger")
+
+    def next_plan(self, context: StageContext) -> Mapping[str, Any] | None:
+        """Return the newest candidate and the champion, or None when the candidate has its verdict."""
+        history = Ledger(context.workspace).history()
+        candidate = last_trained(history)
+        judged = {entry.version for entry in history if entry.action in ("passed", "failed")}
+        if candidate is None or candidate.version in judged:
+            return None
+        champion = champion_of(history)
+        facts = trained(history, champion.version) if champion else None
+        return {
+            "candidate": _model(candidate),
+            "champion": _model(facts) if facts else None,
+            "split": candidate.details["split"],
+            "prepared_n": {
+                feature_set: prepared_table(context.workspace, feature_set).transaction(prepared_app(feature_set))
+                for feature_set in {e.details["feature_set"] for e in (candidate, facts) if e is not None}
+            },
+            "rows": _expected_rows(context.workspace, candidate),
+        }
+
+    def phase(
+        self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
+    ) -> Sequence[tuple[Task, Projection]]:
+        """Return the one task that scores the validation rows with both models."""
+        if done:
+            return ()
+        inputs = {**plan.bounds, "n": plan.n, "gate": context.spec.gate.model_dump(mode="json")}
+        task = Task(self.name, f"validate.{plan.n}", "engine.stages.validate:run", inputs)
+        terms = {
+            "batches in flight": context.budget.batch_bytes * _COPIES,
+            "labels of one span": _SPAN_LABEL_BYTES,
+            "models": 2 * _MODEL_BYTES if plan.bounds["champion"] else _MODEL_BYTES,
+            "scores of both models": int(plan.bounds["rows"]) * _BYTES_PER_ROW,
+        }
+        reserved = context.reserved.load(self.name)
+        return ((task, Projection(stage=self.name, reserved_bytes=reserved, terms=terms)),)
+
+    def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
+        """Log the metrics with the model, mark a challenger, enter the verdict in the ledger."""
+        outputs = done[0][0].outputs
+        version = int(plan.bounds["candidate"]["version"])
+        passed = bool(outputs["verdict"]["passed"])
+
+        def publish() -> None:
+            registry = ModelRegistry(context.workspace.root, name=context.spec.pipeline)
+            known = {name: float(value) for name, value in outputs["candidate"].items() if value is not None}
+            registry.log_metrics(version, known, step=plan.n)
+            if passed:
+                registry.set_alias("challenger", version)
+            entry = Entry(
+                app=plan.app,
+                n=plan.n,
+                as_of=format_time(plan.as_of),
+                action="passed" if passed else "failed",
+                version=version,
+                previous=int(plan.bounds["champion"]["version"]) if plan.bounds["champion"] else 0,
+                reasons=tuple(rule["text"] for rule in outputs["verdict"]["reasons"]),
+                details={"candidate": outputs["candidate"], "champion": outputs["champion"], "gain": outputs["gain"]},
+            )
+            Ledger(context.workspace).enter(entry)
+
+        return Outcome(outputs={"version": version, "passed": passed, **outputs}, record={}, publish=publish)
+
+
+def _model(entry: Entry) -> dict[str, Any]:
+    return {"version": entry.version, **{k: entry.details[k] for k in ("bundle", "feature_set", "threshold")}}
+
+
+def _expected_rows(workspace: Workspace, candidate: Entry) -> int:
+    low = parse_time(candidate.details["split"]["validate_from"])
+    high = parse_time(candidate.details["split"]["cutoff"])
+    chunks = prepared_table(workspace, candidate.details["feature_set"]).chunks()
+    rows = 0.0
+    for chunk in chunks:
+        start, end = chunk.minimum["event_time"], chunk.maximum["event_time"]
+        inside = (min(end, high) - max(start, low)).total_seconds()
+        length = max(1.0, (end - start).total_seconds())
+        rows += chunk.rows * max(0.0, min(1.0, inside / length))
+    return int(rows) + 1
+
+
+def run(task: Task, scope: Scope) -> TaskResult:
+    """Score the validation rows with both models and judge (in the cage)."""
+    context = ChildContext.of(scope.context)
+    inputs, gate = task.inputs, context.spec.gate
+    mine = _scores(context, inputs, inputs["candidate"], scope)
+    if not len(mine.labels) or not mine.labels.any():
+        split = inputs["split"]
+        raise LearningError(
+            f"{len(mine.labels):,} labelled rows, none of them positive, between {split['validate_from']} and "
+            f"{split['cutoff']}: the candidate cannot be judged",
+            hint="make split.validation longer, or wait for labels",
+        )
+    found = metrics(mine.scores, mine.labels, threshold=float(inputs["candidate"]["threshold"]))
+    other: _Scored | None = None
+    threshold = float("inf")
+    if inputs["champion"] is not None:
+        other = _scores(context, inputs, inputs["champion"], scope)
+        threshold = float(inputs["champion"]["threshold"])
+    elif context.spec.baseline is not None:
+        other = mine.baseline()
+    theirs = gain = None
+    if other is not None:
+        mine, other = _paired(mine, other)
+        theirs = metrics(other.scores, other.labels, threshold=threshold)
+        gain = paired_bootstrap(
+            mine.labels,
+            mine.scores,
+            other.scores,
+            bootstraps=gate.bootstraps,
+            confidence=gate.confidence,
+            seed=context.spec.learner.seed,
+        )
+    verdict = judge(
+        gate,
+        challenger=found.to_json(),
+        champion=None if theirs is None else theirs.to_json(),
+        gain=gain,
+        scoring_bytes=_MODEL_BYTES + scope.budget.batch_bytes * _COPIES,
+        allowed_bytes=scope.budget.allowed_bytes,
+    )
+    return TaskResult(
+        task=task.name,
+        outputs={
+            "candidate": found.to_json(),
+            "champion": None if theirs is None else theirs.to_json(),
+            "gain": None if gain is None else gain.to_json(),
+            "verdict": verdict.to_json(),
+        },
+        rows_in=len(mine.labels),
+        rows_out=len(mine.labels),
+        batches=mine.batches,
+    )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores and labels of the validation rows, by key, (rows,) each."""
+
+    keys: pa.ChunkedArray
+    scores: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.uint8]
+    baselines: npt.NDArray[np.float64] | None
+    batches: int
+
+    def baseline(self) -> _Scored | None:
+        if self.baselines is None:
+            return None
+        return _Scored(self.keys, np.nan_to_num(self.baselines, nan=-np.inf), self.labels, None, self.batches)
+
+
+def _scores(context: ChildContext, inputs: Mapping[str, Any], model: Mapping[str, Any], scope: Scope) -> _Scored:
+    bundle = Bundle.load(context.workspace.root / model["bundle"])
+    keys: list[pa.Table] = []
+    scores, labels, baselines = [np.empty(0)], [np.empty(0, dtype=np.uint8)], [np.empty(0)]
+    extra = [BASELINE] if context.spec.baseline is not None else []
+    batches = 0
+    for frame in _rows(context, inputs, model, [*bundle.features, *extra], scope):
+        scope.governor.wait()
+        table = to_arrow(frame)
+        keys.append(table.select([KEY]))
+        scores.append(bundle.score(table))
+        labels.append(frame["label"].to_numpy().astype(np.uint8))
+        if extra:
+            baselines.append(frame[BASELINE].to_numpy().astype(np.float64))
+        batches += 1
+        scope.batch_done(frame.height, int(frame.estimated_size()))
+    column = pa.concat_tables(keys).column(KEY) if keys else pa.chunked_array([], type=pa.int64())
+    merged = np.concatenate(baselines) if extra else None
+    return _Scored(column, np.concatenate(scores), np.concatenate(labels), merged, batches)
+
+
+def _paired(mine: _Scored, other: _Scored) -> tuple[_Scored, _Scored]:
+    """Return both on the rows that both have, in the candidate's order."""
+    import polars as pl
+
+    left = pl.DataFrame({"key": pl.Series(mine.keys), "i": np.arange(len(mine.scores))})
+    right = pl.DataFrame({"key": pl.Series(other.keys), "j": np.arange(len(other.scores))})
+    both = left.join(right, on="key", how="inner", maintain_order="left")
+    i, j = both["i"].to_numpy(), both["j"].to_numpy()
+    return (
+        _Scored(mine.keys.take(pa.array(i)), mine.scores[i], mine.labels[i], None, mine.batches),
+        _Scored(other.keys.take(pa.array(j)), other.scores[j], other.labels[j], None, other.batches),
+    )
+
+
+def _rows(
+    context: ChildContext,
+    inputs: Mapping[str, Any],
+    model: Mapping[str, Any],
+    columns: Sequence[str],
+    scope: Scope,
+) -> Iterator[pl.DataFrame]:
+    workspace, feature_set = context.workspace, model["feature_set"]
+    prepared = prepared_table(workspace, feature_set)
+    schema = prepared.schema()
+    if schema is None:
+        return
+    n = int(inputs["prepared_n"][feature_set])
+    labels = LabelView(
+        chunks=label_events_table(workspace, feature_set).chunks(newest_n=n),
+        known_by=parse_time(inputs["split"]["cutoff"]),
+        absent=context.spec.labels.absent,
+        delay=context.spec.labels.delay,
+    )
+    yield from labelled_rows(
+        prepared.chunks(newest_n=n),
+        labels,
+        columns=columns,
+        schema=schema,
+        low=parse_time(inputs["split"]["validate_from"]),
+        high=parse_time(inputs["split"]["cutoff"]),
+        batch_bytes=scope.governor.batch_bytes,
+    )
