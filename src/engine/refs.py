@@ -138,6 +138,20 @@ class StageReport:
     memory: MemoryFigures = MemoryFigures()
     finished_at: str = ""  # wall clock, ISO 8601 UTC
 
+    def join(self, later: StageReport) -> StageReport:
+        """Return the sum with a later report of the same stage: counts add up, figures take the larger."""
+        return dataclasses.replace(
+            later if later.slices else self,
+            slices=self.slices + later.slices,
+            rows_in=self.rows_in + later.rows_in,
+            rows_out=self.rows_out + later.rows_out,
+            rows_quarantined=self.rows_quarantined + later.rows_quarantined,
+            batches=self.batches + later.batches,
+            attempts=self.attempts + later.attempts,
+            seconds=round(self.seconds + later.seconds, 3),
+            memory=self.memory.join(later.memory),
+        )
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> StageReport:
         """Return the report that ``to_json`` described."""

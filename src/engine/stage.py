@@ -181,7 +181,7 @@ def run_stage(stage: Stage, context: StageContext, *, execute: Execute = in_a_lo
         if plan is None:
             return total
         report = _run_slice(stage, context, plan, execute=execute)
-        total = _add(total, report)
+        total = total.join(report)
 
 
 def _committed(stage: Stage, context: StageContext) -> int:
@@ -257,16 +257,3 @@ def _call(context: StageContext, task: Task, projection: Projection) -> Callable
 
     return call
 
-
-def _add(total: StageReport, report: StageReport) -> StageReport:
-    return dataclasses.replace(
-        report,
-        slices=total.slices + report.slices,
-        rows_in=total.rows_in + report.rows_in,
-        rows_out=total.rows_out + report.rows_out,
-        rows_quarantined=total.rows_quarantined + report.rows_quarantined,
-        batches=total.batches + report.batches,
-        attempts=total.attempts + report.attempts,
-        seconds=round(total.seconds + report.seconds, 3),
-        memory=total.memory.join(report.memory),
-    )

@@ -36,7 +36,10 @@ def parse_bytes(text: str | int) -> int:
     match = _SIZE.match(str(text))
     if not match:
         raise ValueError(f"{text!r} is not a size; write for example 512MiB, 2GiB or 1048576")
-    return int(float(match[1]) * _SIZE_UNITS[match[2] or "B"])
+    size = float(match[1]) * _SIZE_UNITS[match[2] or "B"]
+    if size >= 2**63:
+        raise ValueError(f"{str(text)[:40]!r} is larger than any machine's memory")
+    return int(size)
 
 
 def format_bytes(value: float) -> str:
@@ -65,8 +68,11 @@ def parse_duration(text: str | timedelta) -> timedelta:
     if not found or _DURATION.sub("", text).strip():
         raise ValueError(f"{text!r} is not a duration; write for example 30s, 15m, 3h, 7d or 1h30m")
     total = timedelta(0)
-    for amount, unit in found:
-        total += float(amount) * _DURATION_UNITS[unit]
+    try:
+        for amount, unit in found:
+            total += float(amount) * _DURATION_UNITS[unit]
+    except OverflowError:
+        raise ValueError(f"{text[:40]!r} is longer than a duration can be") from None
     return total
 
 

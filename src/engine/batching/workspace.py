@@ -9,8 +9,10 @@ import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from engine.batching.journal import Journal
 from engine.batching.tables import Table
@@ -71,29 +73,46 @@ class Workspace:
             raise workspace_error(error, self.root) from None
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait_seconds: float = 0.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the pipeline's one lock; it is released with the process, however that ends.
+
+        Parameters
+        ----------
+        wait_seconds
+            How long to wait for another run to end.
+        waiting
+            Told once, when it begins to wait, for whom.
 
         Raises
         ------
         WorkspaceLocked
-            Another run holds it; names its process.
+            Another run holds it still; names its process.
         """
         self.prepare()
+        until = time.monotonic() + wait_seconds
         with open(self.root / "lock", "a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            while not _locked(handle):
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
-                raise WorkspaceLocked(
-                    f"another run of this pipeline is writing to {self.root} (process {holder})",
-                    hint="wait for it to end, or stop that process; the lock goes with it",
-                ) from None
+                message = f"another run of this pipeline is writing to {self.root} (process {holder})"
+                if time.monotonic() >= until:
+                    raise WorkspaceLocked(message, hint="wait for it to end, or stop that process; the lock goes with it")
+                if waiting is not None:
+                    waiting(message)
+                    waiting = None
+                time.sleep(0.2)
             handle.truncate(0)
             handle.write(f"{os.getpid()}\n")
             handle.flush()
             yield
+
+
+def _locked(handle: IO[str]) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def workspace_error(error: OSError, root: Path) -> WorkspaceError:

@@ -24,7 +24,7 @@ from engine.bundle import Bundle, sections_of
 from engine.errors import LearningError
 from engine.features.encoders import EncoderBuilder, FeatureEncoder
 from engine.features.labelled import LabelView, labelled_rows
-from engine.layout import KEY, label_events_table, prepared_app, prepared_table
+from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.cache import CacheWriter, TrainingCache
 from engine.learning.calibration import fit_calibration
 from engine.learning.drift import Reference, ReferenceBuilder
@@ -116,7 +116,7 @@ class TrainStage:
         spec, workspace = context.spec, context.workspace
         prepared = prepared_table(workspace, spec.feature_set)
         inputs = {
-            "split": Split.of(spec, context.as_of).to_json(),
+            "split": Split.of(spec, _cutoff(context)).to_json(),
             "feature_set": spec.feature_set,
             "prepared_n": prepared.transaction(prepared_app(spec.feature_set)),
             "learner": spec.learner.model_dump(mode="json"),
@@ -201,6 +201,13 @@ class TrainStage:
         )
 
 
+def _cutoff(context: StageContext) -> datetime:
+    """Return the training cut-off: the run's clock, or the newest event where rows have stopped coming before it."""
+    chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
+    newest = [chunk.maximum[EVENT_TIME] for chunk in chunks]
+    return min(context.as_of, max(newest)) if newest else context.as_of
+
+
 def learner_hash(spec: PipelineSpec) -> str:
     """Return the hash of the learner's section; with the feature set it is what the trigger ``code`` watches."""
     return content_hash(spec.learner.model_dump(mode="json"))
@@ -234,7 +241,7 @@ def decide(context: StageContext, *, drift: Mapping[str, float | None]) -> Decis
     return should_retrain(
         spec.triggers,
         champion=champion_facts,
-        now=context.as_of,
+        now=_cutoff(context),
         rows=workspace.table("raw").rows(),
         labels=workspace.table("labels").rows(),
         drift=drift,

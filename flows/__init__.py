@@ -1,0 +1,15 @@
+"""The Prefect flows: refs in, refs out, no logic. The only code that imports prefect.
+
+No telemetry leaves the machine unless the user's own environment asks for it.
+"""
+
+import os
+
+for _name, _value in {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+    "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}.items():
+    os.environ.setdefault(_name, _value)  # before prefect is imported, which reads them once

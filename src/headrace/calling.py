@@ -1,0 +1,55 @@
+"""Calling a flow from the terminal: the file is checked first, Prefect stays quiet, progress is shown."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from engine import events
+from engine.batching import Workspace
+from engine.specfile import load_spec
+from headrace.progress import TerminalProgress
+
+
+def call_flow(name: str, *, pipeline: Path, quiet: bool = False, hook: events.Hook = events.ignore, **given: Any) -> dict[str, Any]:
+    """Run a flow of ``flows.lifecycle`` in this process and return its report.
+
+    Against the server of ``PREFECT_API_URL`` or of the active Prefect profile; without one, Prefect starts a temporary one.
+
+    Parameters
+    ----------
+    name
+        The flow's function.
+    pipeline
+        The pipeline file; read before Prefect is even imported, since a mistake in it should not take seconds to see.
+    quiet
+        Show no progress.
+    given
+        Parameters of the flow; None is left to its default.
+    """
+    Workspace(load_spec(pipeline).workspace).prepare()
+    silence_prefect()
+    import flows.lifecycle as lifecycle
+    from flows.parameters import LoopParameters, RollbackParameters, RunParameters
+    from flows.session import observing
+
+    values = {key: value for key, value in given.items() if value is not None}
+    kind: type[RunParameters] = RunParameters
+    if name in ("continuous_training", "train"):
+        kind = LoopParameters
+    elif name == "rollback":
+        kind = RollbackParameters
+    parameters = kind(pipeline=str(pipeline), **values)
+    with TerminalProgress(enabled=not quiet) as progress, observing(events.fan_out(progress, hook)):
+        report: dict[str, Any] = getattr(lifecycle, name)(parameters)
+    return report
+
+
+def silence_prefect() -> None:
+    """Keep Prefect's log off the terminal, where our own progress is; it still goes to the server. Before its import."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
+
+

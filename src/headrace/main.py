@@ -1,0 +1,214 @@
+"""The command ``headrace``. Each command parses, calls, prints; what it calls is in ``flows/``, ``engine/`` and ``profiling/``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine.errors import HeadraceError
+from engine.units import parse_time
+from headrace import show
+from headrace.calling import call_flow
+
+app = typer.Typer(
+    name="headrace",
+    help="Keeps a model trained, deployed and watched on data that does not fit in memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+profile_app = typer.Typer(help="Record and read the memory of runs.", no_args_is_help=True)
+app.add_typer(profile_app, name="profile")
+
+Pipeline = Annotated[Path, typer.Argument(help="The pipeline file, such as pipelines/flights.yaml.")]
+AsOf = Annotated[
+    datetime | None,
+    typer.Option("--as-of", parser=parse_time, metavar="TIME", help="The run's clock, ISO 8601, UTC. Default: now."),
+]
+Memory = Annotated[str | None, typer.Option(help="Budget of this run, such as 512MiB. Default: the pipeline file's.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.command()
+def run(
+    pipeline: Pipeline,
+    as_of: AsOf = None,
+    memory: Memory = None,
+    retrain: Annotated[str, typer.Option(help="auto, always or never.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Run the whole loop once: extract, prepare, score, monitor; train, validate and promote where that is due."""
+    report = call_flow(
+        "continuous_training", pipeline=pipeline, as_of=as_of, memory=memory, retrain=retrain, quiet=as_json
+    )
+    show.loop(report, as_json=as_json)
+
+
+@app.command()
+def extract(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
+    """Extract new rows and label records."""
+    show.loop(call_flow("extract", pipeline=pipeline, as_of=as_of, memory=memory, quiet=as_json), as_json=as_json)
+
+
+@app.command()
+def train(
+    pipeline: Pipeline,
+    as_of: AsOf = None,
+    memory: Memory = None,
+    retrain: Annotated[str, typer.Option(help="auto, always or never.")] = "always",
+    as_json: Json = False,
+) -> None:
+    """Train a candidate, validate it, and promote it if it passes the gate."""
+    report = call_flow("train", pipeline=pipeline, as_of=as_of, memory=memory, retrain=retrain, quiet=as_json)
+    show.loop(report, as_json=as_json)
+
+
+@app.command()
+def score(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
+    """Extract, prepare and score new rows with the champion."""
+    show.loop(call_flow("score", pipeline=pipeline, as_of=as_of, memory=memory, quiet=as_json), as_json=as_json)
+
+
+@app.command()
+def monitor(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
+    """Measure what predictions were worth, and drift."""
+    show.loop(call_flow("monitor", pipeline=pipeline, as_of=as_of, memory=memory, quiet=as_json), as_json=as_json)
+
+
+@app.command()
+def rollback(
+    pipeline: Pipeline,
+    version: Annotated[int | None, typer.Option(help="Default: the champion before today's.")] = None,
+    reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion the champion again."""
+    report = call_flow("rollback", pipeline=pipeline, version=version, reason=reason, quiet=as_json)
+    show.loop(report, as_json=as_json)
+
+
+@app.command()
+def status(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Show the champion, the tables and the last report of each stage."""
+    from engine.specfile import load_spec
+    from engine.status import status as read_status
+
+    show.status(read_status(load_spec(pipeline)), as_json=as_json)
+
+
+@app.command()
+def history(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Show the ledger: each candidate, verdict, promotion and rollback, with its reasons."""
+    from engine.batching import Workspace
+    from engine.ledger import Ledger
+    from engine.specfile import load_spec
+
+    show.history(Ledger(Workspace(load_spec(pipeline).workspace)).history(), as_json=as_json)
+
+
+@app.command()
+def check(pipeline: Pipeline, as_json: Json = False) -> None:
+    """Check the pipeline file, reach its source, and warn of leaks. Exit code 2 when there is an error."""
+    from engine.sources.check import check_pipeline
+    from engine.specfile import load_spec
+
+    spec = load_spec(pipeline)
+    findings = check_pipeline(spec, directory=pipeline.parent)
+    show.findings(pipeline, findings, as_json=as_json)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(2)
+
+
+@app.command()
+def init(
+    source: Annotated[str, typer.Argument(help="URI::table, such as sqlite:///operations.db::flights.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: standard output.")] = None,
+) -> None:
+    """Write a first pipeline file from a table's schema."""
+    from engine.sources.draft import draft_from
+
+    text = draft_from(source)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    if output.exists():
+        raise HeadraceError(f"{output} exists", hint="choose another --output, or move the file away")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(text)
+    typer.echo(f"wrote {output}; next: headrace check {output}")
+
+
+@app.command()
+def demo(
+    home: Annotated[Path | None, typer.Option(help="Where everything goes. Default: HEADRACE_HOME or .headrace.")] = None,
+    windows: Annotated[bool, typer.Option(help="Leave the windows out, to see what they are worth.")] = True,
+    memory: Memory = None,
+) -> None:
+    """Replay 2013 month by month on real flights: the whole loop under a budget."""
+    from headrace.demo import run_demo
+
+    run_demo(home=home, windows=windows, memory=memory)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Of the Prefect server, on loopback.")] = 4200,
+) -> None:
+    """Start a Prefect server and a worker on loopback and deploy prefect.yaml. Ctrl-C stops them."""
+    from headrace.up import run_up
+
+    run_up(port=port)
+
+
+@profile_app.command("run")
+def profile_run(
+    pipeline: Pipeline,
+    stage: Annotated[str, typer.Option(help="extract, prepare, train, validate, score or monitor.")],
+    as_of: AsOf = None,
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Run a stage under memray in its cage; write the flame graph and one page with the timeline."""
+    from headrace.profiling_run import profile_stage
+
+    show.profile(profile_stage(pipeline, stage=stage, as_of=as_of, memory=memory), as_json=as_json)
+
+
+def main() -> None:
+    """Run the command line; an error of our tree is one message and its exit code, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except HeadraceError as error:
+        if "--json" in sys.argv:
+            typer.echo(json.dumps(error.to_json()))
+        show.error(error)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        typer.echo("interrupted: what was committed stays; run again to go on", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was committed stays; run again to go on", err=True)
+        sys.exit(130)
+    except Exception as error:
+        sys.exit(_usage(error))
+
+
+def _usage(error: Exception) -> Any:
+    """Return the exit code of an error of the command line itself, after showing it; raise any other."""
+    from click.exceptions import ClickException, Exit
+
+    if isinstance(error, Exit):
+        return error.exit_code
+    if isinstance(error, ClickException):
+        error.show()
+        return error.exit_code
+    raise error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Printing reports: for people as tables, for programs as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from engine.errors import HeadraceError
+from engine.units import format_bytes
+
+if TYPE_CHECKING:
+    from engine.ledger import Entry
+    from engine.sources.check import Finding
+
+_OUT = Console()
+_ERR = Console(stderr=True)
+
+
+def loop(report: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what a flow did."""
+    if as_json:
+        _json(report)
+        return
+    table = Table("stage", "rows in", "rows out", "quarantined", "seconds", "measured", "allowed", box=None)
+    for name, stage in report["stages"].items():
+        memory = stage["memory"]
+        table.add_row(
+            name,
+            f"{stage['rows_in']:,}",
+            f"{stage['rows_out']:,}",
+            f"{stage['rows_quarantined']:,}",
+            f"{stage['seconds']:.1f}",
+            format_bytes(memory["measured_bytes"]) if memory["measured_bytes"] else "",
+            format_bytes(memory["allowed_bytes"]) if memory["allowed_bytes"] else "",
+        )
+    _OUT.print(table)
+    decision = report["decision"]
+    if decision is not None:
+        word = "retrained" if decision["retrain"] else "not retrained"
+        _OUT.print(f"{word}: {'; '.join(decision['reasons'] or decision['kept_because'])}", highlight=False)
+    _OUT.print(f"champion: {version(report['champion'])}", highlight=False)
+
+
+def status(value: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the state of a pipeline."""
+    if as_json:
+        _json(value)
+        return
+    champion = value["champion"]
+    if champion is None:
+        _OUT.print(f"{value['pipeline']}: no champion yet; headrace run trains one", highlight=False)
+    else:
+        metrics = champion["metrics"]
+        shown = ", ".join(f"{name} {number(metrics.get(name))}" for name in ("average_precision", "precision", "recall", "f1"))
+        _OUT.print(f"{value['pipeline']}: champion v{champion['version']} since {champion['since']}: {shown}", highlight=False)
+    tables = Table("table", "rows", "version", "watermark", box=None)
+    for name, one in value["tables"].items():
+        tables.add_row(name, f"{one['rows']:,}", str(one["version"]), str(one["watermark"] or ""))
+    _OUT.print(tables)
+    stages = Table("stage", "allowed", "reserved", "projected", "measured", "seconds", "as of", box=None)
+    for name, one in value["stages"].items():
+        figures = [format_bytes(one[f"{kind}_bytes"]) for kind in ("allowed", "reserved", "projected", "measured")]
+        stages.add_row(name, *figures, f"{one['seconds']:.1f}", one["as_of"])
+    _OUT.print(stages)
+    _OUT.print(f"workspace: {value['workspace']}", highlight=False)
+
+
+def history(entries: Sequence[Entry], *, as_json: bool) -> None:
+    """Print the ledger."""
+    if as_json:
+        _json([asdict(entry) for entry in entries])
+        return
+    table = Table("as of", "model", "what", "before", "why", box=None)
+    for entry in entries:
+        table.add_row(entry.as_of, f"v{entry.version}", entry.action, version(entry.previous), "; ".join(entry.reasons))
+    _OUT.print(table)
+
+
+def findings(path: Path, found: Sequence[Finding], *, as_json: bool) -> None:
+    """Print what a check found."""
+    if as_json:
+        _json([asdict(finding) for finding in found])
+        return
+    for finding in found:
+        _OUT.print(f"{finding.severity}: {finding.where}: {finding.message}", highlight=False, markup=False)
+        if finding.hint:
+            _OUT.print(f"  {finding.hint}", highlight=False, markup=False)
+    errors = sum(finding.severity == "error" for finding in found)
+    warnings = sum(finding.severity == "warning" for finding in found)
+    _OUT.print(f"{path}: {errors} errors, {warnings} warnings", highlight=False)
+
+
+def profile(value: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print where a memory profile lies."""
+    if as_json:
+        _json(value)
+        return
+    for name, text in value.items():
+        _OUT.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def error(value: HeadraceError) -> None:
+    """Print an error as one message with what to do."""
+    _ERR.print(f"error: {value.message}", highlight=False, markup=False, soft_wrap=True)
+    if value.hint:
+        _ERR.print(f"  {value.hint}", highlight=False, markup=False, soft_wrap=True)
+
+
+def number(value: float | None) -> str:
+    """Return a metric for people."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def version(value: int) -> str:
+    """Return a model version for people."""
+    return f"v{value}" if value else "none"
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
