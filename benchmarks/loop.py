@@ -42,9 +42,7 @@ def _by_stage(workspace: Workspace) -> dict[str, Contender]:
             known["seconds"] += row["seconds"]
             known["peak"] = max(known["peak"], row["measured_bytes"])
             known["rows"] += row["rows_in"]
-    return {
-        stage: Contender(round(one["seconds"], 1), one["peak"], "ok", one["rows"]) for stage, one in sums.items()
-    }
+    return {stage: Contender(round(one["seconds"], 1), one["peak"], "ok", one["rows"]) for stage, one in sums.items()}
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def metrics_table(outputs: Mapping[str, Any]) -> None:
     word = "passed" if verdict["passed"] else "failed"
     reasons = "; ".join(rule["text"] for rule in verdict["reasons"])
     create_table_artifact(
-        table=rows, key="champion-against-challenger", description=f"Gate **{word}** (version {outputs['version']}): {reasons}"
+        table=rows,
+        key="champion-against-challenger",
+        description=f"Gate **{word}** (version {outputs['version']}): {reasons}",
     )
 
 

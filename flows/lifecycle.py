@@ -1,4 +1,6 @@
-"""The flows: the whole loop, and its parts on their own. Each opens a session, runs stages, and returns their reports."""
+"""The flows: the whole loop, and its parts on their own. Each opens a session, runs stages, and returns their
+reports.
+"""
 
 from __future__ import annotations
 

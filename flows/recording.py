@@ -6,15 +6,18 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
+from profiling.session import ProfilingSession
+
 from engine import events
 from engine.stage import StageContext
 from flows.artifacts import report_link
-from profiling.session import ProfilingSession
 
 
 @contextlib.contextmanager
 def recorded(context: StageContext) -> Iterator[StageContext]:
-    """Return the context with recorder and launcher in it; the page is written and linked at the end, also of a failure."""
+    """Return the context with recorder and launcher in it; the page is written and linked at the end, also of a
+    failure.
+    """
     session = ProfilingSession(context.workspace.root / "profiles", title=context.spec.pipeline)
     hook = events.fan_out(context.hook, session.hook)
     try:

@@ -1,6 +1,7 @@
 """A model with everything that turns a prepared row into a calibrated probability, as a directory without pickles.
 
-``bundle.json`` holds features, correction, calibration, threshold and facts of the training; ``encoder.json`` and ``drift.json``
+``bundle.json`` holds features, correction, calibration, threshold and facts of the training; ``encoder.json`` and
+``drift.json``
 the fitted state; ``model/`` the learner's own safe format.
 """
 

@@ -149,6 +149,4 @@ def _rebuild(name: str, message: str, hint: str, details: Mapping[str, Any]) -> 
 
 def from_json(value: Mapping[str, Any]) -> HeadraceError:
     """Return the error that ``HeadraceError.to_json`` described."""
-    return _rebuild(
-        str(value["error"]), str(value["message"]), str(value.get("hint", "")), value.get("details") or {}
-    )
+    return _rebuild(str(value["error"]), str(value["message"]), str(value.get("hint", "")), value.get("details") or {})

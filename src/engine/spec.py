@@ -63,7 +63,8 @@ class ColumnSpec(_Section):
 class WindowSpec(_Section):
     """Statistics of earlier rows, or of earlier labels, with the same key.
 
-    One feature for each statistic and length, named ``<over>_<keys>_<length>_<statistic>`` (``labels_origin_dest_3h_rate``),
+    One feature for each statistic and length, named ``<over>_<keys>_<length>_<statistic>``
+    (``labels_origin_dest_3h_rate``),
     with ``_<column>`` before the statistic for events: ``events_origin_3h_distance_mean``.
     """
 

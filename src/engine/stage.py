@@ -1,6 +1,7 @@
 """The contract of a stage (plan, run, commit) and the one loop that drives every stage.
 
-What each stage does is in ``stages/``; how a task is caged is ``memory/cage.py``. A Prefect flow passes its own ``execute``
+What each stage does is in ``stages/``; how a task is caged is ``memory/cage.py``. A Prefect flow passes its own
+``execute``
 and changes nothing else.
 """
 
@@ -256,4 +257,3 @@ def _call(context: StageContext, task: Task, projection: Projection) -> Callable
         return result
 
     return call
-

@@ -16,7 +16,8 @@ from engine.spec import PipelineSpec
 def status(spec: PipelineSpec) -> dict[str, Any]:
     """Return the state of a pipeline as a JSON-able mapping.
 
-    ``champion`` (None before the first) has ``version`` and ``metrics``, as the gate measured them; ``tables`` has ``rows``,
+    ``champion`` (None before the first) has ``version`` and ``metrics``, as the gate measured them; ``tables`` has
+    ``rows``,
     ``version`` and ``watermark`` by name; ``stages`` the four memory figures and ``seconds`` by name.
     """
     workspace = Workspace(spec.workspace)

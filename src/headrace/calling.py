@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,13 @@ from engine.specfile import load_spec
 from headrace.progress import TerminalProgress
 
 
-def call_flow(name: str, *, pipeline: Path, quiet: bool = False, hook: events.Hook = events.ignore, **given: Any) -> dict[str, Any]:
+def call_flow(
+    name: str, *, pipeline: Path, quiet: bool = False, hook: events.Hook = events.ignore, **given: Any
+) -> dict[str, Any]:
     """Run a flow of ``flows.lifecycle`` in this process and return its report.
 
-    Against the server of ``PREFECT_API_URL`` or of the active Prefect profile; without one, Prefect starts a temporary one.
+    Against the server of ``PREFECT_API_URL`` or of the active Prefect profile; without one, Prefect starts a
+    temporary one.
 
     Parameters
     ----------
@@ -48,8 +50,8 @@ def call_flow(name: str, *, pipeline: Path, quiet: bool = False, hook: events.Ho
 
 
 def silence_prefect() -> None:
-    """Keep Prefect's log off the terminal, where our own progress is; it still goes to the server. Before its import."""
+    """Keep Prefect's log off the terminal, where our own progress is; it still goes to the server. Before its
+    import.
+    """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
-
-

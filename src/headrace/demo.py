@@ -1,4 +1,6 @@
-"""The demo: 2013 replayed month by month on real flights, the whole loop each time, in processes that cannot pass the budget."""
+"""The demo: 2013 replayed month by month on real flights, the whole loop each time, in processes that cannot pass the
+budget.
+"""
 
 from __future__ import annotations
 
@@ -195,10 +197,22 @@ def _line(month: Month) -> str:
     )
 
 
-def _show(
-    months: list[Month], result: Mapping[str, Any], *, workspace: Path, pipeline: Path, report: Path
-) -> None:
-    headers = ("as of", "rows", "labels", "champion", "AP", "prec", "recall", "F1", "retrained", "gate", "now", "peak", "s")
+def _show(months: list[Month], result: Mapping[str, Any], *, workspace: Path, pipeline: Path, report: Path) -> None:
+    headers = (
+        "as of",
+        "rows",
+        "labels",
+        "champion",
+        "AP",
+        "prec",
+        "recall",
+        "F1",
+        "retrained",
+        "gate",
+        "now",
+        "peak",
+        "s",
+    )
     table = Table(*headers, title="Each month with the champion in use before it, on flights it had not seen")
     for month in months:
         table.add_row(
@@ -220,8 +234,8 @@ def _show(
     realised, base = result["realised_average_precision"], result["base_rate"]
     _CONSOLE.print(
         f"Realised average precision, October to December: [bold]{number(realised)}[/bold] "
-        f"(base rate {number(base)}). Peak {format_bytes(result['peak_bytes'])} of {format_bytes(result['allowed_bytes'])} "
-        f"allowed, {result['seconds']:.0f} s.",
+        f"(base rate {number(base)}). Peak {format_bytes(result['peak_bytes'])} "
+        f"of {format_bytes(result['allowed_bytes'])} allowed, {result['seconds']:.0f} s.",
         highlight=False,
     )
     _CONSOLE.print(f"Everything lies in {workspace}; the table is in {report}", highlight=False)
@@ -230,5 +244,3 @@ def _show(
     for command in ("status", "history", "check", "run", "rollback"):
         _CONSOLE.print(f"  .venv/bin/headrace {command} {shown}", highlight=False)
     _CONSOLE.print(f"  .venv/bin/headrace profile run {shown} --stage train", highlight=False)
-
-

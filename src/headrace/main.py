@@ -1,4 +1,6 @@
-"""The command ``headrace``. Each command parses, calls, prints; what it calls is in ``flows/``, ``engine/`` and ``profiling/``."""
+"""The command ``headrace``. Each command parses, calls, prints; what it calls is in ``flows/``, ``engine/`` and
+``profiling/``.
+"""
 
 from __future__ import annotations
 
@@ -115,6 +117,7 @@ def history(pipeline: Pipeline, as_json: Json = False) -> None:
 def check(pipeline: Pipeline, as_json: Json = False) -> None:
     """Check the pipeline file, reach its source, and warn of leaks. Exit code 2 when there is an error."""
     from engine.sources.check import check_pipeline
+
     from engine.specfile import load_spec
 
     spec = load_spec(pipeline)
@@ -145,7 +148,9 @@ def init(
 
 @app.command()
 def demo(
-    home: Annotated[Path | None, typer.Option(help="Where everything goes. Default: HEADRACE_HOME or .headrace.")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Where everything goes. Default: HEADRACE_HOME or .headrace.")
+    ] = None,
     windows: Annotated[bool, typer.Option(help="Leave the windows out, to see what they are worth.")] = True,
     memory: Memory = None,
 ) -> None:

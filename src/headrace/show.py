@@ -15,8 +15,9 @@ from engine.errors import HeadraceError
 from engine.units import format_bytes
 
 if TYPE_CHECKING:
-    from engine.ledger import Entry
     from engine.sources.check import Finding
+
+    from engine.ledger import Entry
 
 _OUT = Console()
 _ERR = Console(stderr=True)
@@ -57,8 +58,12 @@ def status(value: Mapping[str, Any], *, as_json: bool) -> None:
         _OUT.print(f"{value['pipeline']}: no champion yet; headrace run trains one", highlight=False)
     else:
         metrics = champion["metrics"]
-        shown = ", ".join(f"{name} {number(metrics.get(name))}" for name in ("average_precision", "precision", "recall", "f1"))
-        _OUT.print(f"{value['pipeline']}: champion v{champion['version']} since {champion['since']}: {shown}", highlight=False)
+        shown = ", ".join(
+            f"{name} {number(metrics.get(name))}" for name in ("average_precision", "precision", "recall", "f1")
+        )
+        _OUT.print(
+            f"{value['pipeline']}: champion v{champion['version']} since {champion['since']}: {shown}", highlight=False
+        )
     tables = Table("table", "rows", "version", "watermark", box=None)
     for name, one in value["tables"].items():
         tables.add_row(name, f"{one['rows']:,}", str(one["version"]), str(one["watermark"] or ""))

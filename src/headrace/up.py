@@ -1,4 +1,6 @@
-"""A Prefect server and a worker on loopback, with the deployments of prefect.yaml: for one machine, in the foreground."""
+"""A Prefect server and a worker on loopback, with the deployments of prefect.yaml: for one machine, in the
+foreground.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def run_up(*, port: int) -> None:
         raise HeadraceError(f"port {port} is taken", hint="choose another: headrace up --port 4201")
     import flows  # noqa: F401 - sets the environment that keeps telemetry off, which the children inherit
 
-    home = Path(os.environ.get("PREFECT_HOME", Path(os.environ.get("HEADRACE_HOME", ".headrace")) / "prefect")).absolute()
+    home = Path(
+        os.environ.get("PREFECT_HOME", Path(os.environ.get("HEADRACE_HOME", ".headrace")) / "prefect")
+    ).absolute()
     home.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -43,7 +47,9 @@ def run_up(*, port: int) -> None:
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"),
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's `&` leaves it ignored, and children inherit that
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a script's `&` leaves it ignored, and children inherit that
     signal.signal(signal.SIGTERM, _stop)
     prefect = [sys.executable, "-m", "prefect", "--no-prompt"]
     started: list[subprocess.Popen[bytes]] = []
@@ -81,7 +87,7 @@ def _stop(number: int, frame: object) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:  # noqa: S310 - loopback
+        with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
             return int(answer.status) == 200
     except (urllib.error.URLError, OSError):
         return False

@@ -1,4 +1,6 @@
-"""The ``runs`` table: one row a committed slice, written last and rebuilt from the journal wherever a crash left a hole."""
+"""The ``runs`` table: one row a committed slice, written last and rebuilt from the journal wherever a crash left a
+hole.
+"""
 
 from __future__ import annotations
 

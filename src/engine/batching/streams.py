@@ -109,7 +109,9 @@ def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
 
 
 def rebatch(batches: Iterator[pa.RecordBatch], *, rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of exactly ``rows``, the last one shorter: borders no longer depend on the reader."""
+    """Yield the same rows in batches of exactly ``rows``, the last one shorter: borders no longer depend on the
+    reader.
+    """
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -134,7 +136,8 @@ def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
 def _bytes_per_row(file: pq.ParquetFile) -> float:
     total = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
     rows = file.metadata.num_rows
-    # A footer counts encoded bytes: a dictionary hides the strings' own. Eight bytes a column is the least that Arrow needs.
+    # A footer counts encoded bytes: a dictionary hides the strings' own. Eight bytes a column is the least that Arrow
+    # needs.
     return max(total / rows, 8.0 * file.metadata.num_columns) if rows else _DEFAULT_BYTES_PER_ROW
 
 

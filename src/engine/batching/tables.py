@@ -1,6 +1,7 @@
 """Delta tables of chunks, committed exactly once per (app, n).
 
-The rule of every commit: open, skip when the app's transaction is already n, commit on that same handle; on a conflict open
+The rule of every commit: open, skip when the app's transaction is already n, commit on that same handle; on a
+conflict open
 and look again. Writing the chunks is ``chunks.py``, reading their rows ``streams.py``.
 """
 
@@ -246,4 +247,3 @@ def _add_action(ref: ChunkRef, modified_ms: int) -> AddAction:
         "nullCount": dict(ref.nulls),
     }
     return AddAction(ref.path, ref.bytes, {}, modified_ms, True, json.dumps(statistics))
-

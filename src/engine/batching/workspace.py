@@ -96,7 +96,9 @@ class Workspace:
                 holder = handle.read().strip() or "unknown"
                 message = f"another run of this pipeline is writing to {self.root} (process {holder})"
                 if time.monotonic() >= until:
-                    raise WorkspaceLocked(message, hint="wait for it to end, or stop that process; the lock goes with it")
+                    raise WorkspaceLocked(
+                        message, hint="wait for it to end, or stop that process; the lock goes with it"
+                    )
                 if waiting is not None:
                     waiting(message)
                     waiting = None

@@ -53,7 +53,8 @@ def join_labels(
     labels
         key, value, labelled_at; held in memory.
     raw
-        Batches with the columns ``key``, ``cursor``, ``event_time`` and ``window_keys``; streamed once. The newest version
+        Batches with the columns ``key``, ``cursor``, ``event_time`` and ``window_keys``; streamed once. The newest
+        version
         by cursor counts.
     delay
         A record is known at ``max(event_time + delay, labelled_at)``.

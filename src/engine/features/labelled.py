@@ -54,7 +54,8 @@ def labelled_rows(
 
     Notes
     -----
-    Spans of event time of about 100,000 rows are taken one after another, so that memory holds the labels of one span and
+    Spans of event time of about 100,000 rows are taken one after another, so that memory holds the labels of one span
+    and
     one batch. The rows and their order do not depend on the spans, nor on how the table is cut into chunks.
     """
     import polars as pl

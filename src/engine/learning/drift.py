@@ -189,9 +189,9 @@ def _edges(values: npt.NDArray[np.float32], *, bins: int) -> tuple[float, ...]:
     if not len(values):
         return ()
     quantiles = np.quantile(values, np.linspace(0.0, 1.0, bins + 1), method="lower").astype(np.float32)
-    repeated = quantiles[1:][np.diff(quantiles) == 0]
+    repeated = quantiles[1:][quantiles[1:] == quantiles[:-1]]
     fences = np.nextafter(repeated, np.float32(np.inf))
-    # The lowest value is an edge only if it repeats: what falls below the rest is then drift, not the first bin.
+    # Without the ends: what lies beyond them joins the outermost bins, unless an end repeats and is fenced in.
     inner = quantiles[1:-1]
     edges = np.unique(np.concatenate((inner, repeated, fences)))
     return tuple(float(edge) for edge in edges if np.isfinite(edge))

@@ -1,4 +1,5 @@
-"""Extract: new rows of the source into ``raw``, new label records into ``labels``, what does not fit into ``quarantine``.
+"""Extract: new rows of the source into ``raw``, new label records into ``labels``, what does not fit into
+``quarantine``.
 
 Incremental by (cursor, key); the position belongs to the commit that holds the rows. How a database is read is in
 ``sources/``.
@@ -32,7 +33,8 @@ from engine.stage import ChildContext, Outcome, Plan, StageContext
 from engine.units import format_bytes, format_time, parse_time
 
 SLICE_ROWS = {"raw": 1_000_000, "labels": 250_000}
-"""Rows of one commit: a first load of a year goes in commits of bounded size. Prepare holds a slice of labels at once."""
+"""Rows of one commit: a first load of a year goes in commits of bounded size. Prepare holds a slice of labels at
+once."""
 
 HISTOGRAM_SECONDS = 3_600
 """Width of the buckets that tell prepare which spans of event time a commit touches."""
@@ -134,9 +136,7 @@ def position(context: StageContext, what: str) -> Position | None:
 def open_for(spec: PipelineSpec, what: str) -> Source:
     """Return the source of a pipeline's rows or labels."""
     if what == "raw":
-        return open_source(
-            spec.source.uri, table=spec.source.table, key=spec.source.key, cursor=spec.source.cursor
-        )
+        return open_source(spec.source.uri, table=spec.source.table, key=spec.source.key, cursor=spec.source.cursor)
     labels = spec.labels
     return open_source(
         labels.uri or spec.source.uri,

@@ -1,4 +1,5 @@
-"""Monitor: what the champions' predictions were worth once labels came, and how far new rows have drifted, into ``metrics``.
+"""Monitor: what the champions' predictions were worth once labels came, and how far new rows have drifted, into
+``metrics``.
 
 Rows that a model was trained on never count as its predictions. Deciding to train again is ``learning/retrain.py``.
 """
@@ -130,8 +131,15 @@ class MonitorStage:
         prepared = dict((last_record(context) or {}).get("prepared", {}))
         if plan.bounds["champion_features"]:
             prepared[plan.bounds["champion_features"]] = outputs["prepared_n"]
-        summary = {**counts, "period": outputs["period"], "drift": outputs["drift"], "champion": plan.bounds["champion"]}
-        return Outcome(outputs=summary, record={**seen, "as_of": as_of, "prepared": prepared, **summary}, publish=publish)
+        summary = {
+            **counts,
+            "period": outputs["period"],
+            "drift": outputs["drift"],
+            "champion": plan.bounds["champion"],
+        }
+        return Outcome(
+            outputs=summary, record={**seen, "as_of": as_of, "prepared": prepared, **summary}, publish=publish
+        )
 
 
 def last_record(context: StageContext) -> dict[str, Any] | None:
@@ -224,9 +232,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
 _Group = tuple[str, int, str, str]  # week or period; model version, 0 for all; start; end
 
 
-def _realised(
-    context: ChildContext, inputs: Mapping[str, Any], scope: Scope
-) -> tuple[dict[_Group, Metrics], int]:
+def _realised(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tuple[dict[_Group, Metrics], int]:
     predictions = predictions_table(context.workspace)
     chunks = predictions.chunks()
     if not chunks or not inputs["models"]:
@@ -291,10 +297,12 @@ def _touched_from(context: ChildContext, inputs: Mapping[str, Any], chunks: Sequ
     known = side.chunks(newest_n=prepared.transaction(prepared_app(inputs["feature_set"])))
     since = parse_time(inputs["previous"]) if inputs["previous"] else None
     times = [chunk.minimum[EVENT_TIME] for chunk in chunks if chunk.n > inputs["before"]["predictions_n"]]
-    times += [
-        chunk.minimum[EVENT_TIME] for chunk in known if since is None or chunk.maximum["labelled_at"] > since
-    ]
-    return _week(max(min(times), min(chunk.minimum[EVENT_TIME] for chunk in chunks))) if times else parse_time(inputs["as_of"])
+    times += [chunk.minimum[EVENT_TIME] for chunk in known if since is None or chunk.maximum["labelled_at"] > since]
+    return (
+        _week(max(min(times), min(chunk.minimum[EVENT_TIME] for chunk in chunks)))
+        if times
+        else parse_time(inputs["as_of"])
+    )
 
 
 def _groups(

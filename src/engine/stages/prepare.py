@@ -26,12 +26,12 @@ from engine.features.segments import SegmentRef, build_segment
 from engine.features.spans import Increment, Span, plan_spans
 from engine.features.transform import load_transform
 from engine.features.windows import SegmentPlan, WindowReader, segment_plans
+from engine.layout import BASELINE, EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.spec import PipelineSpec
 from engine.stage import ChildContext, Outcome, Plan, StageContext
-from engine.layout import BASELINE, EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.units import microseconds
 
 _GATHER_COPIES = 5  # the span as read, as Polars holds it, sorted, without old versions, and as Arrow
@@ -191,7 +191,9 @@ def run_labels(task: Task, scope: Scope) -> TaskResult:
         for batch in found.to_batches(max_chunksize=_SEGMENT_ROWS):
             written.write(batch)
             scope.batch_done(batch.num_rows, batch.nbytes)
-    with ChunkWriter(_pending_dir(workspace, feature_set), prefix=chunk_prefix(n, "labels"), schema=labels.schema) as left:
+    with ChunkWriter(
+        _pending_dir(workspace, feature_set), prefix=chunk_prefix(n, "labels"), schema=labels.schema
+    ) as left:
         for batch in waiting.to_batches():
             left.write(batch)
     segments = _build_segments(
@@ -356,7 +358,9 @@ def _rows_per_span(context: StageContext, row_bytes: float) -> int:
 def _reach(spec: PipelineSpec) -> int:
     """Return how long after its event time a row changes windows over events, in microseconds."""
     longest = [
-        spec.features.gap_of(window) + max(window.lengths) for window in spec.features.windows if window.over == "events"
+        spec.features.gap_of(window) + max(window.lengths)
+        for window in spec.features.windows
+        if window.over == "events"
     ]
     return microseconds(max(longest)) if longest else 0
 
@@ -503,9 +507,7 @@ def _grouped(reader: pa.ipc.RecordBatchFileReader, *, rows: int) -> Iterator[pa.
         yield pa.Table.from_batches(held)
 
 
-def _features(
-    rows: pa.Table, spec: PipelineSpec, refs: Mapping[str, Sequence[SegmentRef]], *, root: Path
-) -> pa.Table:
+def _features(rows: pa.Table, spec: PipelineSpec, refs: Mapping[str, Sequence[SegmentRef]], *, root: Path) -> pa.Table:
     """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows."""
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
     if spec.baseline is not None:

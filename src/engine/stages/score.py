@@ -17,12 +17,12 @@ from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
-from engine.ledger import Entry, Ledger, trained
+from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
+from engine.ledger import Ledger, trained
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.stage import ChildContext, Outcome, Plan, StageContext
-from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
 from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
@@ -69,7 +69,9 @@ class ScoreStage:
         feature_set = facts.details["feature_set"]
         done = self._done(context)
         since = parse_time(done["since"]) if done else parse_time(facts.details["trained_until"])
-        new = _new_chunks(context.workspace, feature_set, int(done["prepared"].get(feature_set, 0)) if done else 0, since)
+        new = _new_chunks(
+            context.workspace, feature_set, int(done["prepared"].get(feature_set, 0)) if done else 0, since
+        )
         if not new:
             return None
         taken: list[Chunk] = []

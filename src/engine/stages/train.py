@@ -388,7 +388,12 @@ def run_fit(task: Task, scope: Scope) -> TaskResult:
         calibration=calibration,
         threshold=point.threshold,
         trained_until=split.cutoff,
-        facts={**facts, "split": split.to_json(), "prepared_n": task.inputs["prepared_n"], "learner_hash": learner_hash(spec)},
+        facts={
+            **facts,
+            "split": split.to_json(),
+            "prepared_n": task.inputs["prepared_n"],
+            "learner_hash": learner_hash(spec),
+        },
         sections=sections_of(spec),
         model=model,
     )
@@ -451,4 +456,3 @@ def _span(
         high=high,
         batch_bytes=scope.governor.batch_bytes,
     )
-

@@ -31,7 +31,9 @@ def _write(table: Table, n: int, keys: list[int], *, task: str = "rows") -> list
 
 
 def _keys(table: Table) -> list[int]:
-    return [key for b in read_batches([c.path for c in table.chunks()], columns=["key"]) for key in b["key"].to_pylist()]
+    return [
+        key for b in read_batches([c.path for c in table.chunks()], columns=["key"]) for key in b["key"].to_pylist()
+    ]
 
 
 @pytest.fixture

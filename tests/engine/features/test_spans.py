@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 from hypothesis import given
@@ -38,7 +39,7 @@ def test_a_late_row_rewrites_its_span_and_those_its_windows_reach() -> None:
 def test_an_hour_with_more_rows_than_a_span_holds_is_cut() -> None:
     spans = plan_spans([Increment({7: 1_000}, 7 * HOUR, 8 * HOUR - 1)], live=[], rows_per_span=300)
     assert len(spans) == 4
-    assert all(a.high == b.low for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.high == b.low for a, b in itertools.pairwise(spans))
 
 
 @given(

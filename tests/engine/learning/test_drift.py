@@ -76,6 +76,14 @@ def test_every_row_of_a_batch_is_in_one_bin():
     assert all(counted.sum() == 7 for counted in reference.count(_matrix(7)))
 
 
+def test_infinite_training_values_make_no_edge():
+    builder = ReferenceBuilder(("x",))
+    builder.update(np.array([-np.inf] * 30 + list(range(40)) + [np.inf] * 30, dtype=np.float32).reshape(-1, 1))
+    (histogram,) = builder.finish().features
+    assert np.isfinite(histogram.edges).all()
+    assert sum(histogram.counts) == 100
+
+
 def test_sample_is_bounded_and_from_all_over_the_rows():
     builder = ReferenceBuilder(("position",))
     for start in range(0, 300_000, 10_000):

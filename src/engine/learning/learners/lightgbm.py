@@ -85,11 +85,13 @@ class LightGBM:
         leaves. More than 255 codes make the bins by row 2 bytes wide: 98 with 15 features.
         """
         values = self.check(parameters)
-        sample = min(rows, _sample_rows(features))
+        # 112 bytes are the head of a NumPy array, one a sampled row; then float64 twice and the indices
+        sample_bytes = min(rows, _sample_rows(features)) * (112 + 24 * features)
+        row_bytes = rows * ((2 if max_codes <= 255 else 3) * features + 52)
         return {
-            "rows": rows * ((2 if max_codes <= 255 else 3) * features + 52),
-            # 112 bytes are the head of a NumPy array, one a sampled row; then float64 twice and the indices
-            "bin sample": sample * (112 + 24 * features),
+            "rows": row_bytes,
+            # It is gone before the rows are there; about half of its pages are not given back.
+            "bin sample": max(sample_bytes // 2, sample_bytes - row_bytes),
             "rows on their way in": 3 * 4 * max(features, _PUSH_VALUES),
             # sums of gradients and hessians, one histogram a leaf and one a thread's block
             "histograms": (values["num_leaves"] + 8) * features * (values["max_bin"] + 1) * 16,
