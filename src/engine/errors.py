@@ -20,6 +20,7 @@ Errors cross process borders as JSON (``to_json`` / ``from_json``) and pickle.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -134,6 +135,17 @@ class MemoryBudgetExceeded(TaskError):
 
 class TaskCrashed(TaskError):
     """The child ended by a signal or by an error outside this tree."""
+
+
+def disk_error(error: OSError, where: str) -> WorkspaceError:
+    """Return the error of our tree that says what to do about an OSError met while writing to ``where``."""
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        hint = "make it writable, or set HEADRACE_HOME or the pipeline's 'workspace' to another directory"
+        return WorkspaceError(f"workspace {where} cannot be written: {error.strerror}", hint=hint)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "free some space and run again: what was committed is intact and the run goes on from there"
+        return WorkspaceError(f"the disk of workspace {where} is full: {error.strerror}", hint=hint)
+    return WorkspaceError(f"workspace {where}: {error}", hint="see the pipeline's 'workspace' key")
 
 
 def _tree(root: type[HeadraceError]) -> dict[str, type[HeadraceError]]:

@@ -6,7 +6,6 @@ What lies in the tables is ``tables.py``; which plans were written and committed
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import time
@@ -16,7 +15,8 @@ from typing import IO
 
 from engine.batching.journal import Journal
 from engine.batching.tables import Table
-from engine.errors import WorkspaceError, WorkspaceLocked
+from engine.errors import WorkspaceLocked, disk_error
+from engine.memory.disk import refuse_memory
 
 
 class Workspace:
@@ -70,7 +70,8 @@ class Workspace:
             probe.write_bytes(b"\0" * 65_536)
             probe.unlink()
         except OSError as error:
-            raise workspace_error(error, self.root) from None
+            raise disk_error(error, str(self.root)) from None
+        refuse_memory(self.scratch)
 
     @contextlib.contextmanager
     def lock(self, *, wait_seconds: float = 0.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
@@ -115,14 +116,3 @@ def _locked(handle: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def workspace_error(error: OSError, root: Path) -> WorkspaceError:
-    """Return the error of our tree that says what to do about an OSError met while writing under ``root``."""
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        hint = f"make it writable, or set HEADRACE_HOME or the pipeline's 'workspace' to another directory than {root}"
-        return WorkspaceError(f"workspace {root} cannot be written: {error.strerror}", hint=hint)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "free some space and run again: what was committed is intact and the run goes on from there"
-        return WorkspaceError(f"the disk of workspace {root} is full: {error.strerror}", hint=hint)
-    return WorkspaceError(f"workspace {root}: {error}", hint="see the pipeline's 'workspace' key")

@@ -282,7 +282,6 @@ def run_cache(task: Task, scope: Scope) -> TaskResult:
     rate = spec.learner.sampling_rate or sampling_rate_for(
         rows=rows,
         positives=positives,
-        features=features,
         available_bytes=max(0, int(task.inputs["available_bytes"]) - fixed),
         bytes_per_row=mine.project(1_000_000, features=features, parameters=parameters)["rows"] / 1_000_000,
     )

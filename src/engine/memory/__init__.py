@@ -1,0 +1,1 @@
+"""Memory as a planned quantity: budget, projection, measure, governor, and the cage that enforces it."""

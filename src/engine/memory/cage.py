@@ -1,0 +1,288 @@
+"""Runs a task in a fresh child process that cannot pass its budget, and tells apart how it ended.
+
+The group that enforces it is ``groups.py``, what the child does ``child.py``. A child that is stopped at its budget is tried
+again with half the batch; nothing that it did is lost, since only whole files have their final names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from engine import events
+from engine.errors import HeadraceError, MemoryBudgetExceeded, TaskCrashed, from_json
+from engine.memory.budget import Budget
+from engine.memory.governor import TERMINATE
+from engine.memory.groups import MemoryGroup, memory_group
+from engine.memory.measure import Measure, measure_tree
+from engine.refs import MemoryFigures, Task, TaskResult, to_json
+from engine.units import format_bytes
+
+SAMPLE_SECONDS = 0.02
+_SAMPLE_EVENT_SECONDS = 0.2
+_TIMELINE = 50  # the last samples, that an error carries
+_ATTEMPTS = 3
+_STDERR_LINES = 30
+
+
+def run_caged(
+    task: Task,
+    *,
+    context: Mapping[str, Any],
+    budget: Budget,
+    projected_bytes: int = 0,
+    hook: events.Hook = events.ignore,
+    launcher: Sequence[str] = (),
+    attempts: int = _ATTEMPTS,
+) -> TaskResult:
+    """Run a task in a child of its own and return what it returned, with the four figures filled in.
+
+    Parameters
+    ----------
+    task
+        Its function is called as ``function(task, scope)`` and returns a TaskResult.
+    context
+        JSON for ``scope.context``; it crosses a pipe and is written nowhere.
+    budget
+        Enforced by a control group where one can be made (exact), else by sampling every 20 ms and killing at 0.95 of
+        allowed (best effort); ``HEADRACE_CAGE=polling`` asks for the second.
+    projected_bytes
+        Of the plan, for the report.
+    hook
+        Observes the child's events; what it raises ends the child.
+    launcher
+        Prefix of the command line instead of this interpreter; for profiling.
+    attempts
+        How often a task that is stopped at its budget is begun, each time with half the batch.
+
+    Raises
+    ------
+    MemoryBudgetExceeded
+        Each attempt was stopped at the budget.
+    TaskCrashed
+        The child ended by a signal or by an error that is not ours.
+    HeadraceError
+        Any of our tree that the task raised.
+
+    Notes
+    -----
+    However this ends, no process and no control group is left; a child whose parent is killed dies with it.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            result = _Child(task, context, budget, hook, launcher).run()
+        except MemoryBudgetExceeded as error:
+            if attempt == attempts:
+                error.details["attempts"] = attempt
+                raise
+            budget = budget.halved()
+            text = f"stopped at its budget; again with batches of {format_bytes(budget.batch_bytes)}"
+            hook(events.Note(task.stage, task.name, text))
+            continue
+        figures = dataclasses.replace(result.memory, projected_bytes=projected_bytes)
+        return dataclasses.replace(result, attempts=attempt, memory=figures)
+    raise ValueError(f"attempts is {attempts}; it is at least 1")
+
+
+class _Child:
+    """One attempt."""
+
+    def __init__(
+        self, task: Task, context: Mapping[str, Any], budget: Budget, hook: events.Hook, launcher: Sequence[str]
+    ) -> None:
+        self._task = task
+        self._payload = {"task": to_json(task), "context": dict(context), "budget": budget.to_json()}
+        self._budget = budget
+        self._hook = hook
+        self._launcher = list(launcher) or [sys.executable]
+        self._started = time.monotonic()
+        self._peak = 0
+        self._reserved = 0
+        self._timeline: deque[tuple[float, int]] = deque(maxlen=_TIMELINE)
+        self._told = -1.0
+        self._stopped = False  # by us, at terminate
+        self._answer: dict[str, Any] | None = None
+        self._buffer = b""
+
+    def run(self) -> TaskResult:
+        with memory_group(self._budget.allowed_bytes) as group, tempfile.TemporaryFile() as output:
+            enforced_by = group.kind if group else "polling"
+            stage, name = self._task.stage, self._task.name
+            self._hook(events.TaskStarted(stage, name, self._budget.allowed_bytes, enforced_by))
+            outcome = "failed"
+            with self._process(group, output) as process:
+                self._watch(process, group)
+                code = process.wait()
+                killed = self._stopped or (group is not None and group.kills() > 0)
+            try:
+                result = self._conclude(code, killed=killed, enforced_by=enforced_by, output=output)
+                outcome = "ok"
+            except MemoryBudgetExceeded:
+                outcome = "killed"
+                raise
+            finally:
+                self._hook(events.TaskEnded(stage, name, outcome, self._peak, self._seconds()))
+            return result
+
+    @contextlib.contextmanager
+    def _process(self, group: MemoryGroup | None, output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+        command = [*self._launcher, "-m", "engine.memory.child"]
+        if group is not None:
+            # The shell joins the group before it becomes the child, so that every page is charged to it.
+            command = ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group.path / "cgroup.procs"), *command]
+        reading, writing = os.pipe()
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=_environment(self._budget, events_fd=writing),
+                pass_fds=(writing,),
+                start_new_session=True,
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        self._reading = reading
+        try:
+            if process.stdin is not None:
+                with contextlib.suppress(BrokenPipeError):  # it has died already: its exit code says how
+                    process.stdin.write(json.dumps(self._payload, default=str).encode())
+                    process.stdin.close()
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            os.close(reading)
+
+    def _watch(self, process: subprocess.Popen[bytes], group: MemoryGroup | None) -> None:
+        """Sample and pass events on until the child has closed its pipe and ended."""
+        os.set_blocking(self._reading, False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._reading, selectors.EVENT_READ)
+            open_pipe = True
+            while open_pipe or process.poll() is None:
+                if open_pipe and selector.select(SAMPLE_SECONDS):
+                    open_pipe = self._read()
+                elif not open_pipe:
+                    time.sleep(SAMPLE_SECONDS)
+                if process.poll() is None:
+                    self._sample(measure_tree(process.pid))
+                    if group is None and self._peak >= TERMINATE * self._budget.allowed_bytes:
+                        self._stopped = True
+                        os.killpg(process.pid, signal.SIGKILL)
+
+    def _sample(self, measure: Measure) -> None:
+        now = self._seconds()
+        self._timeline.append((now, measure.counted_bytes))
+        higher = measure.counted_bytes > self._peak
+        self._peak = max(self._peak, measure.counted_bytes)
+        if now - self._told >= _SAMPLE_EVENT_SECONDS or (higher and now - self._told >= SAMPLE_SECONDS):
+            self._told = now
+            stage, name = self._task.stage, self._task.name
+            self._hook(events.MemorySample(stage, name, measure.counted_bytes, measure.file_bytes, now))
+
+    def _read(self) -> bool:
+        """Take what the pipe has; return whether it is still open."""
+        try:
+            data = os.read(self._reading, 1 << 16)
+        except BlockingIOError:
+            return True
+        self._buffer += data
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            value = json.loads(line)
+            if "event" in value:
+                self._hook(events.from_json(value))
+            elif "reserved" in value:
+                self._reserved = int(value["reserved"])
+            else:
+                self._answer = value
+        return bool(data)
+
+    def _conclude(self, code: int, *, killed: bool, enforced_by: str, output: IO[bytes]) -> TaskResult:
+        answer = self._answer
+        if answer is not None and "result" in answer:
+            result = TaskResult.from_json(answer["result"])
+            peak = max(self._peak, int(answer["measured"]))
+            allowed = self._budget.allowed_bytes
+            memory = MemoryFigures(allowed, self._reserved, 0, peak, enforced_by)
+            self._peak = peak
+            return dataclasses.replace(result, seconds=round(self._seconds(), 3), memory=memory)
+        if killed or (answer is not None and answer.get("out_of_memory")):
+            raise self._exceeded(enforced_by)
+        if answer is not None and "ours" in answer:
+            raise from_json(answer["ours"])
+        output.seek(0)
+        tail = output.read().decode(errors="replace").splitlines()[-_STDERR_LINES:]
+        raise self._crashed(code, answer, tail)
+
+    def _exceeded(self, enforced_by: str) -> HeadraceError:
+        allowed, task = self._budget.allowed_bytes, self._task
+        return MemoryBudgetExceeded(
+            f"{task.stage} {task.name} was stopped at its memory budget: measured {format_bytes(self._peak)} "
+            f"of {format_bytes(allowed)} allowed (enforced by {enforced_by})",
+            hint="give it more with resources.memory or --memory; what was committed is intact and the next run goes on",
+            details={
+                "stage": task.stage,
+                "task": task.name,
+                "allowed_bytes": allowed,
+                "measured_bytes": self._peak,
+                "enforced_by": enforced_by,
+                "timeline": [list(point) for point in self._timeline],
+            },
+        )
+
+    def _crashed(self, code: int, answer: Mapping[str, Any] | None, tail: list[str]) -> HeadraceError:
+        task = self._task
+        if answer is not None:
+            what = f"{answer['type']}: {answer['text']}"
+            tail = list(answer["traceback"])
+        elif code < 0:
+            what = f"ended by {signal.Signals(-code).name}"
+        else:
+            what = f"exit code {code}"
+        return TaskCrashed(
+            f"{task.stage} {task.name} crashed: {what}",
+            hint="this is a fault of the program or of its surroundings; --json shows where. Run again to go on",
+            details={"stage": task.stage, "task": task.name, "exit_code": code, "output": tail},
+        )
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
+
+
+def _environment(budget: Budget, *, events_fd: int) -> dict[str, str]:
+    """Return the child's environment: allocators and threads have to be set before it starts."""
+    threads = str(budget.threads)
+    path = [entry for entry in sys.path if entry] + [os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry for entry in dict.fromkeys(path) if entry),
+        "HEADRACE_EVENTS_FD": str(events_fd),
+        "HEADRACE_PARENT": str(os.getpid()),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",  # glibc gives back what malloc_trim asks for, and memray sees it
+        "MALLOC_ARENA_MAX": "2",
+        "MALLOC_TRIM_THRESHOLD_": "1048576",
+        "MALLOC_MMAP_THRESHOLD_": "1048576",
+        "_RJEM_MALLOC_CONF": "dirty_decay_ms:500,muzzy_decay_ms:500,narenas:2",
+        "POLARS_MAX_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "PYTHONHASHSEED": "0",
+    }

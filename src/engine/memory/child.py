@@ -1,0 +1,100 @@
+"""The child's side of the cage: reads its task from standard input, runs it, answers over a pipe. Started by ``cage.py``."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import IO, Any
+
+from engine import events
+from engine.errors import HeadraceError, disk_error
+from engine.memory.budget import Budget
+from engine.memory.governor import Governor
+from engine.memory.measure import measure_self
+from engine.memory.scope import Scope
+from engine.refs import Task, TaskResult, to_json
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Run one task and return the exit code; every outcome that Python lives to see is an answer on the pipe."""
+    _die_with_parent()
+    with os.fdopen(int(os.environ["HEADRACE_EVENTS_FD"]), "w", buffering=1) as pipe:
+        payload = json.load(sys.stdin)
+        try:
+            result, measured = _run(payload, pipe)
+        except HeadraceError as error:
+            _say(pipe, {"ours": error.to_json()})
+            return 1
+        except MemoryError:
+            _say(pipe, {"out_of_memory": True})
+            return 1
+        except OSError as error:
+            ours = _disk_error(error, str(payload["context"].get("workspace", "")))
+            _say(pipe, {"ours": ours.to_json()} if ours is not None else _described(error))
+            return 1
+        except Exception as error:
+            _say(pipe, _described(error))
+            return 1
+        _say(pipe, {"result": to_json(result), "measured": measured})
+    return 0
+
+
+def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
+    task, budget = Task(**payload["task"]), Budget.from_json(payload["budget"])
+    module, _, name = task.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    for library in task.inputs.get("imports", ()):
+        importlib.import_module(library)
+    reserved = measure_self().counted_bytes
+    _say(pipe, {"reserved": reserved})
+    started = time.monotonic()
+
+    def emit(event: events.Event) -> None:
+        _say(pipe, events.to_json(event))
+
+    def pressure(level: str, measured: int) -> None:
+        emit(events.Pressure(task.stage, task.name, level, measured, round(time.monotonic() - started, 3)))
+
+    governor = Governor(budget, reserved_bytes=reserved, on_pressure=pressure)
+    scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started)
+    result = function(task, scope)
+    return result, measure_self().counted_bytes
+
+
+def _say(pipe: IO[str], value: Mapping[str, Any]) -> None:
+    pipe.write(json.dumps(value, default=str) + "\n")
+
+
+def _described(error: Exception) -> dict[str, Any]:
+    lines = traceback.format_exception(error)
+    return {"type": type(error).__name__, "text": str(error), "traceback": "".join(lines).splitlines()[-40:]}
+
+
+def _disk_error(error: OSError, workspace: str) -> HeadraceError | None:
+    """Return our error for a full or read-only disk, None for any other OSError."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+    return disk_error(error, workspace) if error.errno in known else None
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent is gone; where it cannot be asked, only the pipe tells."""
+    try:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return  # not Linux
+    if os.getppid() != int(os.environ["HEADRACE_PARENT"]):  # it went while this one was starting
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Backs off before the cage has to act: batches stop growing, then shrink, then prefetch waits. In the child."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+
+from engine.memory.budget import Budget
+from engine.memory.measure import measure_self
+
+TARGET, SHRINK, PAUSE, TERMINATE = 0.60, 0.70, 0.80, 0.95
+"""Thresholds, as fractions of allowed less reserved; terminate, the parent's, is one of allowed."""
+
+_LEVELS = ("none", "target", "shrink", "pause")
+_LEAST_BATCH = 64 * 1024
+_WAIT_SECONDS = 2.0  # nothing else may free what one thread waits for, so it never waits long
+_LOOK_EVERY_SECONDS = 0.05
+
+
+class PressureState:
+    """The level of pressure with hysteresis: each level is left only below the threshold under its own. Pure.
+
+    Parameters
+    ----------
+    reserved_bytes, allowed_bytes
+        The thresholds lie between them.
+    """
+
+    def __init__(self, *, reserved_bytes: int, allowed_bytes: int) -> None:
+        room = max(1, allowed_bytes - reserved_bytes)
+        self._bounds = [int(reserved_bytes + room * share) for share in (TARGET, SHRINK, PAUSE)]
+        self.level = 0
+
+    def update(self, measured_bytes: int) -> int:
+        """Return the level, 0 (none) to 3 (pause), at this measure."""
+        reached = sum(measured_bytes >= bound for bound in self._bounds)
+        if reached > self.level:
+            self.level = reached
+        while self.level and measured_bytes < self._bounds[max(0, self.level - 2)]:
+            self.level -= 1
+            if self.level == 1 and measured_bytes >= self._bounds[0]:
+                break
+        return self.level
+
+
+class Governor:
+    """What a stage asks before each batch: how large it may be, and whether to go on.
+
+    Parameters
+    ----------
+    budget
+        Allowed bytes, and the batch to begin with.
+    reserved_bytes
+        Of this process, measured after its imports.
+    on_pressure
+        Told of each new level with the measure.
+    """
+
+    def __init__(
+        self, budget: Budget, *, reserved_bytes: int, on_pressure: Callable[[str, int], None] = lambda level, size: None
+    ) -> None:
+        self._state = PressureState(reserved_bytes=reserved_bytes, allowed_bytes=budget.allowed_bytes)
+        self._most = self._batch = budget.batch_bytes
+        self._on_pressure = on_pressure
+        self._looked = 0.0
+
+    def batch_bytes(self) -> int:
+        """Return the upper bound of the next batch: halved at each look above shrink, doubled again when calm."""
+        level = self._look()
+        if level >= 2:
+            self._batch = max(_LEAST_BATCH, self._batch // 2)
+        elif level == 0:
+            self._batch = min(self._most, self._batch * 2)
+        return self._batch
+
+    def wait(self) -> None:
+        """Return at once, or, in pause, after memory has been given back, two seconds at the latest."""
+        if self._look() < 3:
+            return
+        until = time.monotonic() + _WAIT_SECONDS
+        while self._look(force=True) >= 3 and time.monotonic() < until:
+            release_pools()
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+    def _look(self, *, force: bool = False) -> int:
+        now = time.monotonic()
+        if not force and now - self._looked < _LOOK_EVERY_SECONDS:
+            return self._state.level
+        self._looked = now
+        measured = measure_self().counted_bytes
+        before = self._state.level
+        level = self._state.update(measured)
+        if level != before:
+            self._on_pressure(_LEVELS[level], measured)
+            if level >= 2:
+                release_pools()
+        return level
+
+
+def release_pools() -> None:
+    """Give unused memory of Python, Arrow and the C library back to the system."""
+    import pyarrow as pa
+
+    gc.collect()
+    pa.default_memory_pool().release_unused()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return  # not glibc: its allocator has no such call

@@ -1,0 +1,122 @@
+"""A child control group with a memory limit, v1 or v2, where one can be made: the exact way to enforce a budget.
+
+Starting the child and everything else is ``cage.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+_V1 = Path("/sys/fs/cgroup/memory")
+_V2 = Path("/sys/fs/cgroup")
+
+
+class MemoryGroup:
+    """A control group of one task.
+
+    Parameters
+    ----------
+    path
+        Its directory.
+    kind
+        ``cgroup-v1`` or ``cgroup-v2``.
+    """
+
+    def __init__(self, path: Path, *, kind: str) -> None:
+        self.path = path
+        self.kind = kind
+
+    def limit(self, allowed_bytes: int) -> None:
+        """Set the limit of memory, and of memory with swap where the kernel accounts for it."""
+        if self.kind == "cgroup-v1":
+            (self.path / "memory.limit_in_bytes").write_text(str(allowed_bytes))
+            with contextlib.suppress(FileNotFoundError, OSError):  # no swap accounting: swap is in the measure
+                (self.path / "memory.memsw.limit_in_bytes").write_text(str(allowed_bytes))
+        else:
+            (self.path / "memory.max").write_text(str(allowed_bytes))
+            with contextlib.suppress(FileNotFoundError, OSError):
+                (self.path / "memory.swap.max").write_text("0")
+            with contextlib.suppress(FileNotFoundError, OSError):
+                (self.path / "memory.oom.group").write_text("1")
+
+    def add(self, pid: int) -> None:
+        """Move a process into the group; its children follow it."""
+        (self.path / "cgroup.procs").write_text(str(pid))
+
+    def kills(self) -> int:
+        """Return how many processes the kernel has killed in the group for want of memory."""
+        name = "memory.oom_control" if self.kind == "cgroup-v1" else "memory.events"
+        for line in (self.path / name).read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill":
+                return int(value)
+        return 0
+
+    def remove(self) -> None:
+        """Remove the group; its processes have ended, and the kernel may take a moment to see that."""
+        for _ in range(100):
+            try:
+                self.path.rmdir()
+            except FileNotFoundError:
+                return
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return
+
+
+@contextlib.contextmanager
+def memory_group(allowed_bytes: int) -> Iterator[MemoryGroup | None]:
+    """Yield a new group with this limit, or None where none can be made; it is removed at the end."""
+    group = _make()
+    if group is not None:
+        try:
+            group.limit(allowed_bytes)
+        except OSError:
+            group.remove()
+            group = None
+    try:
+        yield group
+    finally:
+        if group is not None:
+            group.remove()
+
+
+def _make() -> MemoryGroup | None:
+    if os.environ.get("HEADRACE_CAGE") == "polling":
+        return None
+    parent, kind = _own_group()
+    if parent is None:
+        return None
+    path = parent / f"headrace-{os.getpid()}-{uuid4().hex[:8]}"
+    try:
+        path.mkdir()
+    except OSError:
+        return None
+    probe = "memory.limit_in_bytes" if kind == "cgroup-v1" else "memory.max"
+    if not (path / probe).exists():  # v2 without the controller delegated to us
+        path.rmdir()
+        return None
+    return MemoryGroup(path, kind=kind)
+
+
+def _own_group() -> tuple[Path | None, str]:
+    """Return the directory under which groups may be made: our own (v1), our parent's (v2, where we are in a leaf)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except FileNotFoundError:
+        return None, ""
+    groups = {controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)}
+    for controllers, path in groups.items():
+        if "memory" in controllers.split(","):
+            own = _V1 / path.lstrip("/")
+            return (own if own.is_dir() else _V1), "cgroup-v1"
+    if "" in groups and (_V2 / "cgroup.controllers").exists():
+        own = _V2 / groups[""].lstrip("/")
+        return (own.parent if own != _V2 else own), "cgroup-v2"
+    return None, ""

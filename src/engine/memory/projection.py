@@ -1,0 +1,104 @@
+"""What a task is expected to hold at its peak: named terms, summed, and refused when over the budget. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.errors import PlanRefused
+from engine.memory.budget import Budget
+from engine.units import format_bytes
+
+_MIB = 2**20
+
+_FIRST_RESERVED = {
+    "extract": 100 * _MIB,
+    "prepare": 110 * _MIB,
+    "train.cache": 140 * _MIB,
+    "train.fit": 160 * _MIB,
+    "validate": 170 * _MIB,
+    "score": 170 * _MIB,
+    "monitor": 110 * _MIB,
+}
+"""Before a workspace has measured its own: fresh children on Linux x86-64, Python 3.11, rounded up."""
+
+_UNKNOWN_RESERVED = 170 * _MIB
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The expected peak of a task."""
+
+    stage: str
+    reserved_bytes: int  # the process before any data
+    terms: Mapping[str, int] = field(default_factory=dict)  # bytes by name
+
+    @property
+    def projected_bytes(self) -> int:
+        """Reserved and all terms."""
+        return self.reserved_bytes + sum(self.terms.values())
+
+    @property
+    def worst_term(self) -> tuple[str, int]:
+        """The largest term, ``reserved`` included."""
+        name, size = max({"reserved": self.reserved_bytes, **self.terms}.items(), key=lambda item: item[1])
+        return name, size
+
+    def check(self, budget: Budget) -> None:
+        """Do nothing when the projection fits the budget.
+
+        Raises
+        ------
+        PlanRefused
+            It does not: names stage, figures, the worst term, and the smallest budget that would do.
+        """
+        if self.projected_bytes <= budget.allowed_bytes:
+            return
+        name, size = self.worst_term
+        smallest = -(-self.projected_bytes // _MIB) * _MIB
+        raise PlanRefused(
+            f"{self.stage}: projected {format_bytes(self.projected_bytes)} is over the "
+            f"{format_bytes(budget.allowed_bytes)} allowed (reserved {format_bytes(self.reserved_bytes)}); "
+            f"the worst term is {name} with {format_bytes(size)}",
+            hint=f"set resources.memory to at least {smallest // _MIB}MiB, or run with --memory {smallest // _MIB}MiB",
+            details={
+                "stage": self.stage,
+                "allowed_bytes": budget.allowed_bytes,
+                "reserved_bytes": self.reserved_bytes,
+                "projected_bytes": self.projected_bytes,
+                "worst_term": name,
+                "smallest_budget_bytes": smallest,
+                "terms": dict(self.terms),
+            },
+        )
+
+
+class ReservedStore:
+    """What each kind of task takes before any data, as its children measured it; one small file a kind.
+
+    Parameters
+    ----------
+    directory
+        In the workspace; made with the first figure.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self, stage: str) -> int:
+        """Return the largest figure measured so far, or a documented first guess, in bytes."""
+        try:
+            return int((self._directory / f"{stage}.reserved").read_text())
+        except FileNotFoundError:
+            return _FIRST_RESERVED.get(stage, _UNKNOWN_RESERVED)
+
+    def save(self, stage: str, reserved_bytes: int) -> None:
+        """Keep a figure where it is the largest of this kind; 0 says nothing."""
+        path = self._directory / f"{stage}.reserved"
+        known = int(path.read_text()) if path.exists() else 0
+        if reserved_bytes > known:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(str(reserved_bytes))
+            temporary.replace(path)

@@ -1,0 +1,38 @@
+"""What a task's function is given in its child: budget, governor, and a way to say what happens."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine import events
+from engine.memory.budget import Budget
+from engine.memory.governor import Governor
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The surroundings of one task."""
+
+    stage: str
+    task: str
+    context: Mapping[str, Any]  # JSON of the caller; the stage knows what it means
+    budget: Budget
+    governor: Governor
+    emit: events.Hook
+    started: float  # time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the task began."""
+        return round(time.monotonic() - self.started, 3)
+
+    def progress(self, done: float, total: float, what: str) -> None:
+        """Say how much is done."""
+        self.emit(events.Progress(self.stage, self.task, done, total, what, self.seconds))
+
+    def batch_done(self, rows: int, size_bytes: int) -> None:
+        """Say that a batch went through."""
+        self.emit(events.BatchDone(self.stage, self.task, rows, size_bytes, self.seconds))
