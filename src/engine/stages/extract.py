@@ -136,7 +136,9 @@ def position(context: StageContext, what: str) -> Position | None:
 def open_for(spec: PipelineSpec, what: str) -> Source:
     """Return the source of a pipeline's rows or labels."""
     if what == "raw":
-        return open_source(spec.source.uri, table=spec.source.table, key=spec.source.key, cursor=spec.source.cursor)
+        source = spec.source
+        times = (spec.event_time,)
+        return open_source(source.uri, table=source.table, key=source.key, cursor=source.cursor, times=times)
     labels = spec.labels
     return open_source(
         labels.uri or spec.source.uri,
@@ -170,10 +172,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 batch_rows=rows_for(scope.budget.batch_bytes, bytes_per_row=_bytes_per_row(source.schema())),
             )
             rows_in = batches = 0
-            last: Position | None = None
             for batch in stream:
                 scope.governor.wait()
-                last = source.position_of(batch)
                 rows_in += batch.num_rows
                 batches += 1
                 kept, quarantined = checker.check(batch, schema)
@@ -181,6 +181,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 bad.write(quarantined)
                 scope.batch_done(batch.num_rows, batch.nbytes)
                 scope.progress(rows_in, rows_in, "rows")
+            last = source.position
     return TaskResult(
         task=task.name,
         outputs={
