@@ -461,7 +461,7 @@ def run_search(task: Task, scope: Scope) -> TaskResult:
     context = ChildContext.of(scope.context)
     spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
     transform = load_transform(spec.features.transform, directory=context.directory)
-    refs = {over: [SegmentRef.from_json(v) for v in task.inputs["segments"][over]] for over in ("events", "labels")}
+    readers = _readers(spec, task.inputs["segments"], root=workspace.segments)
     writer: ChunkWriter | None = None
     prepared = prepared_table(workspace, spec.feature_set)
 
@@ -473,7 +473,7 @@ def run_search(task: Task, scope: Scope) -> TaskResult:
         total = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
         for group in _grouped(reader, rows=_search_rows(spec, scope.governor.batch_bytes())):
             scope.governor.wait()
-            out = _features(transform(group), spec, refs, root=workspace.segments)
+            out = _features(transform(group), spec, readers)
             if writer is None:
                 prefix = chunk_prefix(n, "rows")
                 writer = ChunkWriter(prepared.path, prefix=prefix, schema=out.schema, on_chunk=on_chunk)
@@ -507,7 +507,21 @@ def _grouped(reader: pa.ipc.RecordBatchFileReader, *, rows: int) -> Iterator[pa.
         yield pa.Table.from_batches(held)
 
 
-def _features(rows: pa.Table, spec: PipelineSpec, refs: Mapping[str, Sequence[SegmentRef]], *, root: Path) -> pa.Table:
+def _readers(
+    spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path
+) -> dict[tuple[str, tuple[str, ...]], WindowReader]:
+    """Return one reader for the windows over labels, or events, with the same keys."""
+    readers = {}
+    for window in spec.features.windows:
+        refs = [SegmentRef.from_json(value) for value in segments[window.over]]
+        mine = [ref for ref in refs if ref.keys == window.keys]
+        readers.setdefault((window.over, window.keys), WindowReader(mine, root=root))
+    return readers
+
+
+def _features(
+    rows: pa.Table, spec: PipelineSpec, readers: Mapping[tuple[str, tuple[str, ...]], WindowReader]
+) -> pa.Table:
     """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows."""
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
     if spec.baseline is not None:
@@ -515,12 +529,9 @@ def _features(rows: pa.Table, spec: PipelineSpec, refs: Mapping[str, Sequence[Se
     for name in (*spec.features.numeric, *spec.features.categorical):
         columns[name] = rows.column(name)
     for window in spec.features.windows:
-        mine = [ref for ref in refs[window.over] if ref.keys == window.keys]
-        found = WindowReader(mine, root=root).compute(
-            rows, keys=window.keys, time=spec.event_time, window=window, gap=spec.features.gap_of(window)
-        )
-        columns |= found
-    return pa.table({name: columns[name] for name in columns})
+        reader, gap = readers[window.over, window.keys], spec.features.gap_of(window)
+        columns |= reader.compute(rows, keys=window.keys, time=spec.event_time, window=window, gap=gap)
+    return pa.table(columns)
 
 
 def _segments_in_reach(context: StageContext, plan: Plan, own: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -554,7 +565,15 @@ def _build_segments(
         for part, start in enumerate(range(0, rows.num_rows, _SEGMENT_ROWS)):
             piece = rows.select(columns).slice(start, _SEGMENT_ROWS)
             path = root / f"{prefix}-{index}-{part}.arrow"
-            ref = build_segment(piece, keys=plan.keys, time=time, measures=plan.measures, path=path, root=root)
+            ref = build_segment(
+                piece,
+                keys=plan.keys,
+                time=time,
+                measures=plan.measures,
+                squares=plan.squares,
+                path=path,
+                root=root,
+            )
             refs.append(to_json(ref))
     return refs
 

@@ -1,0 +1,217 @@
+"""Keys of any type and several columns as small integers, without hashing: two are the same only if they are equal.
+
+A segment holds the distinct values of each key column and the combinations that occur; a batch is looked up in them.
+Null is a value like another. What is done with the integers is in ``segments.py``.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.errors import SchemaMismatch, SpecError
+
+Codes = npt.NDArray[np.int64]
+
+_FEW = 32  # times fewer wanted values than known ones: searched one by one
+
+
+@dataclass(frozen=True)
+class KeyColumn:
+    """One key column: the distinct values in a canonical form, and which of them each row has."""
+
+    name: str
+    kind: str  # values of two kinds are never compared
+    values: pa.Array  # distinct, no null: int64, large_string or large_binary
+    codes: Codes  # (rows,): 0 is null, then 1 + the place in `values`
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """The distinct keys of a batch, and which of them each row has."""
+
+    columns: tuple[KeyColumn, ...]  # their rows are the distinct keys
+    inverse: Codes  # (rows of the batch,): place among the distinct keys
+
+
+@dataclass(frozen=True)
+class KeyDictionary:
+    """The keys of a segment: sorted values by column, and sorted pairs (combination so far, next code)."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    values: tuple[pa.Array, ...]  # by column
+    pairs: tuple[Codes, ...]  # one fewer than the columns
+
+    @property
+    def size(self) -> int:
+        """How many indices there are; with one column, index 0 is null whether it occurs or not."""
+        return len(self.pairs[-1]) if self.pairs else len(self.values[0]) + 1
+
+    def find(self, batch: BatchKeys) -> Codes:
+        """Return the index of each distinct key of the batch, int64, -1 for one that the segment lacks.
+
+        Raises
+        ------
+        SchemaMismatch
+            A column has values of another kind than the segment's.
+        """
+        found: Codes | None = None
+        for place, column in enumerate(batch.columns):
+            kind, values = self.kinds[place], self.values[place]
+            if column.kind != kind and "null" not in (column.kind, kind):
+                raise SchemaMismatch(
+                    f"key {column.name!r} holds {column.kind} values, and {kind} values when its windows were built",
+                    hint="the column changed its type: prepare the pipeline anew, in another workspace",
+                )
+            codes = _places(column, values)[column.codes]
+            if found is None:
+                found = codes
+            else:
+                known = self.pairs[place - 1]
+                wanted = np.where((found < 0) | (codes < 0), -1, found * (len(values) + 1) + codes)
+                spot = np.minimum(np.searchsorted(known, wanted), max(len(known) - 1, 0))
+                found = np.where(known[spot] == wanted, spot, -1) if len(known) else np.full(len(wanted), -1)
+        if found is None:
+            raise ValueError("a key has at least one column")
+        return found
+
+
+def read_key_columns(rows: pa.Table, names: Sequence[str]) -> tuple[KeyColumn, ...]:
+    """Return the key columns of a table.
+
+    Raises
+    ------
+    SpecError
+        A column is nested or cannot be compared exactly.
+    """
+    if not names:
+        raise ValueError("a key has at least one column")
+    return tuple(_read(rows.column(name), name) for name in names)
+
+
+def batch_keys(rows: pa.Table, names: Sequence[str]) -> BatchKeys:
+    """Return the distinct keys of a batch; see ``read_key_columns``."""
+    columns = read_key_columns(rows, names)
+    combined = columns[0].codes
+    for column in columns[1:]:
+        # Dense again after each column: the product of several could pass int64.
+        dense = np.unique(combined, return_inverse=True)[1] if combined.size else combined
+        combined = dense * (len(column.values) + 1) + column.codes
+    _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
+    distinct = tuple(KeyColumn(c.name, c.kind, c.values, c.codes[first]) for c in columns)
+    return BatchKeys(distinct, inverse.astype(np.int64))
+
+
+def build_dictionary(columns: Sequence[KeyColumn]) -> tuple[KeyDictionary, Codes]:
+    """Return the dictionary of a segment's keys and the index of each row, int64 (rows,)."""
+    values, pairs = [], []
+    index: Codes | None = None
+    for column in columns:
+        order = pc.sort_indices(column.values).to_numpy()
+        rank = np.empty(len(order) + 1, dtype=np.int64)
+        rank[0] = 0
+        rank[order.astype(np.int64) + 1] = np.arange(1, len(order) + 1)
+        values.append(column.values.take(pa.array(order)))
+        codes = rank[column.codes]
+        if index is None:
+            index = codes
+        else:
+            known, index = np.unique(index * (len(order) + 1) + codes, return_inverse=True)
+            pairs.append(known.astype(np.int64))
+    if index is None:
+        raise ValueError("a key has at least one column")
+    names, kinds = tuple(c.name for c in columns), tuple(c.kind for c in columns)
+    return KeyDictionary(names, kinds, tuple(values), tuple(pairs)), index.astype(np.int64)
+
+
+def key_table(values: Mapping[str, Any]) -> pa.Table:
+    """Return one key, given as Python values by column, as a table of one row."""
+    return pa.table({name: pa.array([value]) for name, value in values.items()})
+
+
+def _places(column: KeyColumn, known: pa.Array) -> Codes:
+    """Return, for code 0 and each value of the column, its code among the known values, or -1."""
+    out = np.full(len(column.values) + 1, -1, dtype=np.int64)
+    out[0] = 0
+    if not len(known) or not len(column.values):
+        return out
+    if len(column.values) * _FEW < len(known):  # a hash table of all known values would cost more
+        for place, value in enumerate(column.values.to_pylist(), 1):
+            spot = bisect_left(range(len(known)), value, key=lambda i: known[i].as_py())
+            if spot < len(known) and known[spot].as_py() == value:
+                out[place] = spot + 1
+    else:
+        found = pc.index_in(column.values, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
+        out[1:] = np.where(found < 0, -1, found.astype(np.int64) + 1)
+    return out
+
+
+def _read(column: pa.ChunkedArray, name: str) -> KeyColumn:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # of no chunk
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=column.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.cast(array.type.value_type)
+    kind, array = _canonical(array, name)
+    if kind == "null":
+        return KeyColumn(name, kind, pa.array([], pa.int64()), np.zeros(len(array), dtype=np.int64))
+    encoded = array.dictionary_encode()
+    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
+    values = encoded.dictionary
+    if pa.types.is_decimal(values.type):
+        # 1.5 and 1.50 are one key: scales may differ between segments.
+        texts = [format(Decimal(v).normalize(), "f") if v else "0" for v in values.to_pylist()]
+        values = pa.array(texts, pa.large_string())
+    elif pa.types.is_string(values.type):
+        values = values.cast(pa.large_string())
+    elif pa.types.is_binary(values.type):
+        values = values.cast(pa.large_binary())
+    return KeyColumn(name, kind, values, codes)
+
+
+def _canonical(array: pa.Array, name: str) -> tuple[str, pa.Array]:
+    """Return the kind of a key column and its values in the form that is compared."""
+    of, kind = array.type, ""
+    if pa.types.is_null(of):
+        kind = "null"
+    elif pa.types.is_boolean(of) or pa.types.is_integer(of):
+        kind, array = "integer", array.cast(pa.int64())
+    elif pa.types.is_floating(of):
+        kind, array = "float", _float_bits(array)
+    elif pa.types.is_decimal(of):
+        kind = "decimal"
+    elif pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of):
+        kind, array = "text", array.cast(pa.large_string())
+    elif pa.types.is_binary(of) or pa.types.is_large_binary(of) or pa.types.is_fixed_size_binary(of):
+        kind, array = "binary", array.cast(pa.large_binary())
+    elif pa.types.is_timestamp(of):
+        unit = "ns" if of.unit == "ns" else "us"
+        kind, array = f"time[{unit}]", array.cast(pa.timestamp(unit, tz=of.tz)).cast(pa.int64())
+    elif pa.types.is_date(of):
+        kind, array = "date", array.cast(pa.date32()).cast(pa.int32()).cast(pa.int64())
+    elif pa.types.is_time32(of) or pa.types.is_time64(of) or pa.types.is_duration(of):
+        narrow = pa.int32() if pa.types.is_time32(of) else pa.int64()
+        kind, array = str(of), array.cast(narrow).cast(pa.int64())
+    if not kind:
+        raise SpecError(
+            f"features.windows: key {name!r} is of type {of}, which cannot be a key",
+            hint="a key is a number, text, boolean, date, time or binary column",
+        )
+    return kind, array
+
+
+def _float_bits(array: pa.Array) -> pa.Array:
+    values = array.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+    missing = array.is_null().to_numpy(zero_copy_only=False)
+    values[values == 0.0] = 0.0  # -0.0 and 0.0 are one key, and so are all NaN
+    values[np.isnan(values)] = np.nan
+    return pa.array(values.view(np.int64), mask=missing)

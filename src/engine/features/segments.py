@@ -1,0 +1,244 @@
+"""A segment: rows sorted by (key, time) with running sums of their measures, one mapped file, written once.
+
+The file is Arrow IPC: one row whose columns are lists, so that arrays of different lengths are mapped without a copy.
+Keys are in ``keys.py``, sums in ``measures.py``, what is asked of them in ``windows.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.batching.atomic import replace_synced
+from engine.errors import SourceError, TableError
+from engine.features.keys import BatchKeys, KeyDictionary, build_dictionary, read_key_columns
+from engine.features.measures import MeasureLayout, build_measure
+
+_FORMAT = 1
+_FACTS = b"headrace.segment"
+_MOST_ROWS = 2**31 - 1  # counts are int32
+
+
+@dataclass(frozen=True)
+class SegmentRef:
+    """One segment file."""
+
+    path: str  # relative to the segments' root, '/'-separated
+    rows: int
+    bytes: int  # on disk
+    keys: tuple[str, ...]
+    measures: tuple[str, ...]
+    time_min: int  # microseconds since 1970 UTC; above time_max where there are no rows
+    time_max: int
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SegmentRef:
+        """Return the ref that ``refs.to_json`` described."""
+        return cls(**{**value, "keys": tuple(value["keys"]), "measures": tuple(value["measures"])})
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An open segment; its arrays are mapped and cost no memory of the process."""
+
+    ref: SegmentRef
+    keys: KeyDictionary
+    places: npt.NDArray[np.int64]  # (rows,) sorted: key index x number of times + place among the times
+    times: npt.NDArray[np.int64]  # distinct, sorted, microseconds
+    starts: npt.NDArray[np.int64]  # by key index: its first row
+    layouts: Mapping[str, MeasureLayout]
+    arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]]  # by measure, by name
+
+    def find(self, batch: BatchKeys) -> npt.NDArray[np.int64]:
+        """Return the key index of each distinct key of the batch, -1 where it is not here."""
+        return self.keys.find(batch)
+
+    def position(
+        self, key: npt.NDArray[np.int64], time: npt.NDArray[np.int64], *, side: Literal["left", "right"]
+    ) -> npt.NDArray[np.int64]:
+        """Return the first row of each key that is later than ``time``, or with side "left" not earlier."""
+        place = np.searchsorted(self.times, time, side=side)
+        return np.searchsorted(self.places, key * len(self.times) + place, side="left").astype(np.int64)
+
+    def time_at(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the times of rows, in microseconds."""
+        return self.times[self.places[rows] % len(self.times)]
+
+
+def build_segment(
+    rows: pa.Table | pa.RecordBatch,
+    *,
+    keys: Sequence[str],
+    time: str,
+    measures: Sequence[str],
+    path: Path,
+    root: Path | None = None,
+    squares: Sequence[str] | None = None,
+) -> SegmentRef:
+    """Write a segment and return its ref.
+
+    Parameters
+    ----------
+    rows
+        In any order; held in memory, with about ``segment_build_bytes_per_row`` more.
+    keys
+        Key columns of any type that is not nested; null is a key of its own.
+    time
+        A timestamp or date; without a zone it is taken as UTC, and what is finer than microseconds is cut off.
+    measures
+        Boolean, integer, float or decimal columns.
+    path, root
+        Where to write, and what the ref's path is relative to (default: the path's directory). A file that is there is
+        replaced whole; a crash leaves the old one or the new one.
+    squares
+        Which measures a standard deviation may be asked of; default: all.
+
+    Raises
+    ------
+    SourceError
+        A row has no time.
+    SpecError
+        A key or measure is of a type that cannot be one.
+    """
+    table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+    if table.num_rows > _MOST_ROWS:
+        raise ValueError(f"a segment holds at most {_MOST_ROWS:,} rows, not {table.num_rows:,}")
+    stamps = read_times(table.column(time), name=time)
+    dictionary, index = build_dictionary(read_key_columns(table, keys))
+    times, rank = np.unique(stamps, return_inverse=True)
+    places = index * len(times) + rank.astype(np.int64)
+    del index, rank, stamps
+    order = np.argsort(places, kind="stable")
+    places = places[order]
+    starts = np.searchsorted(places, np.arange(dictionary.size, dtype=np.int64) * len(times)).astype(np.int64)
+    # A code of null that no row has begins where the next key does: runs of a row or more only.
+    runs = np.unique(starts[starts < len(places)])
+    arrays: dict[str, pa.Array] = {"places": pa.array(places), "times": pa.array(times), "starts": pa.array(starts)}
+    for number, values in enumerate(dictionary.values):
+        arrays[f"key.{number}"] = values
+    for number, pairs in enumerate(dictionary.pairs):
+        arrays[f"pairs.{number}"] = pa.array(pairs)
+    layouts = {}
+    for name in measures:
+        wanted = squares is None or name in squares
+        layout, parts = build_measure(table.column(name), name=name, order=order, starts=runs, squares=wanted)
+        layouts[name] = dataclasses.asdict(layout)
+        arrays |= {f"measure.{name}.{part}": pa.array(values) for part, values in parts.items()}
+    facts = {"format": _FORMAT, "rows": len(places), "keys": list(keys), "kinds": dictionary.kinds, "measures": layouts}
+    _write(path, arrays, facts)
+    return SegmentRef(
+        path=path.relative_to(root or path.parent).as_posix(),
+        rows=len(places),
+        bytes=path.stat().st_size,
+        keys=tuple(keys),
+        measures=tuple(measures),
+        time_min=int(times[0]) if len(times) else 0,
+        time_max=int(times[-1]) if len(times) else -1,
+    )
+
+
+def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
+    """Return a segment, mapped.
+
+    Raises
+    ------
+    TableError
+        The file is missing, damaged or not the one that the ref is of.
+    """
+    path = root / ref.path
+    try:
+        if path.stat().st_size != ref.bytes:
+            raise OSError(f"it has {path.stat().st_size:,} bytes, not {ref.bytes:,}")
+        with pa.memory_map(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
+            metadata, columns = reader.schema.metadata, reader.get_batch(0)
+        facts = json.loads(metadata[_FACTS])
+        if facts["format"] != _FORMAT or facts["rows"] != ref.rows:
+            raise OSError("it is of another format, or of other rows")
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise TableError(
+            f"window segment {path} cannot be read: {str(error).splitlines()[0]}",
+            hint="segments are made from the tables: prepare the pipeline anew; other committed data is intact",
+        ) from error
+    held = {name: columns.column(name).values for name in columns.schema.names}
+    numbers = {name: array.to_numpy() for name, array in held.items() if not name.startswith("key.")}
+    measures: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for name in facts["measures"]:
+        prefix = f"measure.{name}."
+        measures[name] = {key.removeprefix(prefix): part for key, part in numbers.items() if key.startswith(prefix)}
+    width = len(facts["keys"])
+    return Segment(
+        ref=ref,
+        keys=KeyDictionary(
+            names=tuple(facts["keys"]),
+            kinds=tuple(facts["kinds"]),
+            values=tuple(held[f"key.{number}"] for number in range(width)),
+            pairs=tuple(numbers[f"pairs.{number}"] for number in range(width - 1)),
+        ),
+        places=numbers["places"],
+        times=numbers["times"],
+        starts=numbers["starts"],
+        layouts={name: MeasureLayout(**layout) for name, layout in facts["measures"].items()},
+        arrays=measures,
+    )
+
+
+def read_times(column: pa.ChunkedArray, *, name: str) -> npt.NDArray[np.int64]:
+    """Return a timestamp or date column in microseconds since 1970 UTC, int64 (rows,).
+
+    Raises
+    ------
+    SourceError
+        A row has no time, or the column is of another type.
+    """
+    if column.null_count:
+        raise SourceError(
+            f"{column.null_count:,} of {len(column):,} rows have no {name}, and a window needs a row's time",
+            hint=f"fill {name} in the source, or read a view of it that leaves these rows out",
+        )
+    of = column.type
+    if pa.types.is_date(of):
+        column = column.cast(pa.timestamp("us"))
+    elif not pa.types.is_timestamp(of):
+        raise SourceError(f"{name} is of type {of}, not a timestamp", hint="name a timestamp column as event_time")
+    elif of.unit in ("s", "ms"):
+        column = column.cast(pa.timestamp("us", tz=of.tz))
+    values: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
+    return values // 1000 if pa.types.is_timestamp(of) and of.unit == "ns" else values
+
+
+def segment_bytes_per_row(measures: int, *, squares: int = 0) -> int:
+    """Return the bytes on disk of a segment's row, keys aside, with so many float measures and squares of them.
+
+    Integers take 8 bytes where floats take 24; nulls add 4, and so does each of NaN and the infinities that occur.
+    """
+    return 8 + 8 + 24 * (measures + squares)
+
+
+def segment_build_bytes_per_row(keys: int, measures: int, *, squares: int = 0) -> int:
+    """Return the anonymous bytes a row at the peak of ``build_segment``, the rows themselves aside."""
+    return 40 + 16 * keys + 72 + segment_bytes_per_row(measures, squares=squares)
+
+
+def _write(path: Path, arrays: Mapping[str, pa.Array], facts: Mapping[str, Any]) -> None:
+    columns = [
+        pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values) for values in arrays.values()
+    ]
+    fields = [pa.field(name, column.type) for name, column in zip(arrays, columns, strict=True)]
+    schema = pa.schema(fields, metadata={_FACTS: json.dumps(facts)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+        replace_synced(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,231 @@
+"""Windows: statistics of the earlier rows, or labels, of a row's key, from binary searches and differences of sums.
+
+A window spans ``(t - gap - length, t - gap]``; with gap 0 ``(t - length, t)``, so that rows at the same instant do not
+see one another. Building segments is in ``segments.py``; precision is the matter of ``prefix_sums.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from engine.errors import SchemaMismatch
+from engine.features.keys import batch_keys, key_table
+from engine.features.measures import MeasureLayout, Ranges, Totals
+from engine.features.segments import Segment, SegmentRef, open_segment, read_times
+from engine.spec import FeaturesSpec, WindowSpec
+from engine.units import microseconds, parse_time
+
+LABEL_MEASURE = "value"
+"""The measured column of label events."""
+
+_MEASURED = {"sum", "mean", "std", "rate"}
+_LONGEST = 2**61  # microseconds; a longer window is as long as all time
+_NEVER = np.iinfo(np.int64).min
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """The segments that all windows over one key share."""
+
+    keys: tuple[str, ...]
+    measures: tuple[str, ...]
+    squares: tuple[str, ...] = ()  # the measures that a standard deviation is asked of
+
+
+def segment_plans(features: FeaturesSpec, *, over: Literal["events", "labels"]) -> tuple[SegmentPlan, ...]:
+    """Return one plan for each key of the windows over events, or over labels, in the file's order."""
+    measures: dict[tuple[str, ...], dict[str, bool]] = {}
+    for window in features.windows:
+        if window.over != over:
+            continue
+        mine = measures.setdefault(window.keys, {})
+        name = measure_of(window)
+        if name is not None:
+            mine[name] = mine.get(name, False) or "std" in window.statistics
+    return tuple(
+        SegmentPlan(keys, tuple(mine), tuple(name for name, squared in mine.items() if squared))
+        for keys, mine in measures.items()
+    )
+
+
+def measure_of(window: WindowSpec) -> str | None:
+    """Return the column that a window measures, or None where it only counts."""
+    if not _MEASURED & set(window.statistics):
+        return None
+    return LABEL_MEASURE if window.over == "labels" else window.column
+
+
+def window_bytes_per_row(window: WindowSpec) -> int:
+    """Return the anonymous bytes a batch's row takes while ``WindowReader.compute`` is in one window, at most."""
+    lengths, statistics = len(window.lengths), len(window.names())
+    if measure_of(window) is None:
+        held = 8
+    else:
+        held = 8 + 8 * 4 + 24 * (2 if "std" in window.statistics else 1)
+    return 160 + lengths * held + 18 * statistics + 24 * 16
+
+
+class WindowReader:
+    """Answers windows from the segments of one key.
+
+    Parameters
+    ----------
+    segments
+        In any order; they hold each row once. How rows are spread over them changes no bit of a result.
+    root
+        Directory that the refs' paths are relative to.
+
+    Notes
+    -----
+    Only segments whose time a batch can reach are opened; they are mapped and stay so. Memory is the batch and its
+    results (``window_bytes_per_row``), whatever the length of a window and however hot a key.
+    """
+
+    def __init__(self, segments: Sequence[SegmentRef], *, root: Path) -> None:
+        self._refs = tuple(segments)
+        self._root = root
+        self._open: dict[str, Segment] = {}
+
+    def compute(
+        self, rows: pa.Table, *, keys: Sequence[str], time: str, window: WindowSpec, gap: timedelta
+    ) -> dict[str, pa.Array]:
+        """Return a window's features by name, each in the order of ``rows``.
+
+        Parameters
+        ----------
+        rows
+            With the columns ``keys`` and ``time``.
+        keys, time
+            Columns of ``rows``; the keys in the order of the segments' own.
+        window, gap
+            What to compute.
+
+        Returns
+        -------
+        dict
+            count int64: rows, also those whose measure is null; 0 for an empty window.
+            sum float64: rounded once from the exact sum of the present values; 0 where there are none.
+            mean, rate float64: of the present values; null where there are none.
+            std float64: of the sample (n - 1); null with fewer than two present values.
+            since float64: seconds from the last row in the longest window to the row's time; null where there is none.
+            NaN in a window makes its sum, mean and std NaN; an infinity makes sum and mean infinite and std NaN.
+            Floats beyond 2**970 count as infinite; those beyond 2**485 make std NaN.
+
+        Raises
+        ------
+        SourceError
+            A row has no time.
+        SchemaMismatch
+            A segment lacks the measure, or its keys are of another type.
+        TableError
+            A segment is missing or damaged.
+        """
+        stamps = read_times(rows.column(time), name=time)
+        lengths = sorted(set(window.lengths))
+        near = stamps - min(microseconds(gap), _LONGEST)
+        spans = {length: min(microseconds(length), _LONGEST) for length in lengths}
+        found = self._overlapping(near, spans[lengths[-1]], keys=tuple(keys), closed=gap > timedelta(0))
+        counts = {length: np.zeros(len(stamps), dtype=np.int64) for length in lengths}
+        last = np.full(len(stamps), _NEVER, dtype=np.int64)
+        measure = measure_of(window)
+        totals: dict[timedelta, Totals] = {}
+        if measure is not None:
+            layouts = [_layout(segment, measure) for segment in found]
+            squares = "std" in window.statistics
+            totals = {length: Totals(len(stamps), layouts=layouts, squares=squares) for length in lengths}
+        wanted = batch_keys(rows, keys)
+        for segment in found:
+            index = segment.find(wanted)[wanted.inverse]
+            far = near - spans[lengths[-1]]
+            at = np.flatnonzero((index >= 0) & (near >= segment.ref.time_min) & (far < segment.ref.time_max))
+            if not len(at):
+                continue
+            key = index[at]
+            high = segment.position(key, near[at], side="right" if gap > timedelta(0) else "left")
+            for length in lengths:
+                low = segment.position(key, near[at] - spans[length], side="right")
+                some = high > low
+                ranges = Ranges(at[some], low[some], high[some], segment.starts[key[some]])
+                counts[length][ranges.at] += ranges.high - ranges.low
+                if measure is not None:
+                    totals[length].add(segment.layouts[measure], segment.arrays[measure], ranges)
+                if length == lengths[-1] and "since" in window.statistics:
+                    last[ranges.at] = np.maximum(last[ranges.at], segment.time_at(ranges.high - 1))
+        return {
+            name: _result(statistic, count=counts[length], total=totals.get(length), since=(stamps, last))
+            for length, statistic, name in window.names()
+        }
+
+    def lookup(
+        self, keys: Mapping[str, Any], time: datetime, *, window: WindowSpec, gap: timedelta
+    ) -> dict[str, float | int | None]:
+        """Return a window's features of one row, to the bit as ``compute`` does.
+
+        Parameters
+        ----------
+        keys
+            Value by column, in the order of the segments' keys.
+        time
+            The row's; without a zone it is taken as UTC.
+        """
+        names = tuple(keys)
+        rows = key_table(keys)
+        stamp = pa.array([parse_time(time)], pa.timestamp("us", tz="UTC"))
+        column = "time" if "time" not in names else "".join(names) + "_time"
+        found = self.compute(rows.append_column(column, stamp), keys=names, time=column, window=window, gap=gap)
+        return {name: values[0].as_py() for name, values in found.items()}
+
+    def _overlapping(
+        self, near: npt.NDArray[np.int64], span: int, *, keys: tuple[str, ...], closed: bool
+    ) -> list[Segment]:
+        if not len(near):
+            return []
+        low, high = int(near.min()) - span, int(near.max()) - (0 if closed else 1)
+        out = []
+        for ref in self._refs:
+            if ref.keys != keys:
+                raise ValueError(f"segment {ref.path} is of the keys {ref.keys}, not {keys}")
+            if ref.rows and ref.time_min <= high and ref.time_max > low:
+                if ref.path not in self._open:
+                    self._open[ref.path] = open_segment(ref, root=self._root)
+                out.append(self._open[ref.path])
+        return out
+
+
+def _layout(segment: Segment, measure: str) -> MeasureLayout:
+    if measure not in segment.layouts:
+        raise SchemaMismatch(
+            f"window segment {segment.ref.path} holds no sums of {measure!r}",
+            hint="it was built for other windows: prepare the pipeline anew",
+        )
+    return segment.layouts[measure]
+
+
+def _result(
+    statistic: str,
+    *,
+    count: npt.NDArray[np.int64],
+    total: Totals | None,
+    since: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+) -> pa.Array:
+    if statistic == "count":
+        return pa.array(count)
+    if statistic == "since":
+        stamps, last = since
+        never = last == _NEVER
+        return pa.array((stamps - np.where(never, stamps, last)) / 1e6, mask=never)
+    if total is None:
+        raise ValueError(f"{statistic} needs a measure")
+    if statistic == "sum":
+        return pa.array(total.sum())
+    if statistic == "std":
+        return pa.array(total.std(), mask=~total.defined(2))
+    return pa.array(total.mean(), mask=~total.defined(1))
