@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.features.prefix_sums import two_sum_error
+from engine.features.prefix_sums import two_sum
 
 _BLOCK_ROWS = 65_536
 _MOST_COUNTED = 200_000  # distinct values of a category that are counted at once; the rarest half is dropped beyond
@@ -166,7 +166,7 @@ class _Moments:
             for index, terms in enumerate((centred, centred * centred)):
                 total, error = self._sums[index]
                 running = np.cumsum(np.concatenate(([total], terms)))
-                errors = two_sum_error(running[:-1], terms, running[1:])
+                _, errors = two_sum(running[:-1], terms)
                 lost = np.cumsum(np.concatenate(([error], errors)))
                 self._sums[index] = (float(running[-1]), float(lost[-1]))
 

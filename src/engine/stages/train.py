@@ -301,9 +301,9 @@ def run_cache(task: Task, scope: Scope) -> TaskResult:
             writer.append(matrix[kept], labels[kept])
             seen += frame.height
             scope.progress(rows + seen, 2 * rows, "rows")
+        cache = writer.close()
     write_json(directory / "encoder.json", encoder.to_json())
     write_json(directory / "drift.json", reference.finish().to_json())
-    cache = TrainingCache(directory)
     return TaskResult(
         task=task.name,
         outputs={
