@@ -149,7 +149,8 @@ class Totals:
     def mean(self) -> Floats:
         """Return the means of the present values; NaN where there are none (``defined(1)`` tells the two apart)."""
         count = np.where(self._present > 0, self._present, 1)
-        return self._with_special(self._sum.rounded() / (count * 10.0**self._scale))
+        divisor = count.astype(np.float64) * 10.0**self._scale
+        return self._with_special(self._sum.rounded() / divisor)
 
     def std(self) -> Floats:
         """Return the sample standard deviations (n - 1), NaN with fewer than two values or any NaN or infinity."""
@@ -290,7 +291,7 @@ def _build_whole(array: pa.Array, *, order: Places, squares: bool, into: dict[st
             square = small * small
             parts = [square] if bound < _SAFE else [square & _LIMB, square >> 32]
         else:
-            whole = sum(limb.astype(object) << (32 * place) for place, limb in enumerate(limbs))
+            whole: Any = sum(limb.astype(object) << (32 * place) for place, limb in enumerate(limbs))
             parts = _wide_limbs(whole * whole, 1 + (2 * largest.bit_length()) // 32)
         _store(parts, "squares", into)
         count = len(parts)

@@ -1,79 +1,189 @@
-"""The pipeline's own row-wise transform: found beside the pipeline file, applied to each batch, and held to its contract."""
+"""A pipeline's own row-wise transform, ``module:function`` on a Polars LazyFrame: loading it, applying it to a batch.
+
+What it breaks is a typed error that says what and where. Polars does the work; nothing here knows the columns.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
+import importlib.util
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from engine.batching.frames import to_arrow
 from engine.errors import SpecError
+from engine.refs import content_hash
 
 if TYPE_CHECKING:
     import polars as pl
 
-Transform = Callable[[pa.Table], pa.Table]
+_SAMPLE_ROWS = 1_000
 
 
-def load_transform(name: str | None, *, directory: Path) -> Transform:
-    """Return what turns a batch of raw rows into one with the transform's columns; without a name, the batch itself.
+def load_transform(reference: str | None, *, directory: Path) -> Callable[[pa.Table], pa.Table]:
+    """Return the transform as a function on batches; without a reference, one that returns the batch.
 
     Parameters
     ----------
-    name
-        ``module:function``; the function takes and returns a Polars LazyFrame.
+    reference
+        ``module:function``.
     directory
-        Of the pipeline file; searched first.
+        Where the module's file lies (the pipeline file's directory); an installed module is found too.
 
     Raises
     ------
     SpecError
-        The module or function is missing; later, when applied, the function raised or changed the number of rows.
+        The module or the function is not there, or the module fails on import. The function that is returned raises it
+        when the transform fails, or is not row-wise: drops, adds or mixes rows, or drops a column that it was given.
     """
-    if name is None:
-        return lambda rows: rows
-    function = _find(name, directory)
+    if reference is None:
+        return _unchanged
+    module_name, _, function_name = reference.partition(":")
+    module = _load(module_name, directory=Path(directory))
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise SpecError(
+            f"features.transform: module {module_name!r} has no function {function_name!r}",
+            hint=_nearest(function_name, names) or f"define {function_name}(rows: pl.LazyFrame) -> pl.LazyFrame in it",
+        )
+    return _Transform(reference, function)
 
-    def apply(rows: pa.Table) -> pa.Table:
+
+class _Transform:
+    """The function with its checks; the costly one is made on the first batch with two rows or more."""
+
+    def __init__(self, reference: str, function: Callable[[pl.LazyFrame], object]) -> None:
+        self._reference = reference
+        self._function = function
+        self._checked = False
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        import polars as pl
+
+        given = pl.DataFrame(rows)
+        out = self._apply(given)
+        if out.height != given.height:
+            raise self._error(
+                f"returned {out.height:,} rows for {given.height:,}",
+                "it must keep each row: it may not filter, join, group or explode",
+            )
+        lost = [name for name in given.columns if name not in out.columns]
+        if lost:
+            raise self._error(f"dropped the columns {', '.join(lost)}", "add columns with rows.with_columns(...)")
+        if not self._checked and given.height > 1:
+            self._check_row_wise(given, out)
+            self._checked = True
+        return to_arrow(out)
+
+    def _apply(self, given: pl.DataFrame) -> pl.DataFrame:
         import polars as pl
 
         try:
-            out = function(pl.DataFrame(rows).lazy()).collect()
-        except Exception as error:  # whatever a user's code raises is told with its name
-            raise SpecError(
-                f"features.transform {name} failed: {type(error).__name__}: {str(error).splitlines()[0]}",
-                hint=f"try it on a few rows; it is given the columns {', '.join(rows.column_names)}",
+            lazy = self._function(given.lazy())
+            out = lazy.collect() if isinstance(lazy, pl.LazyFrame) else None
+        except Exception as error:
+            where = _last_line(error)
+            raise self._error(
+                f"raised {type(error).__name__}: {_first_line(error)}{where}",
+                "it is given all columns of the source that are known at the event",
             ) from error
-        if out.height != rows.num_rows:
-            raise SpecError(
-                f"features.transform {name} returned {out.height:,} rows for {rows.num_rows:,}",
-                hint="a transform is row-wise: it may add columns, never add, drop or join rows",
-            )
-        return to_arrow(out)
+        if out is None:
+            raise self._error(f"returned a {type(lazy).__name__}", "it must return a polars LazyFrame")
+        return out
 
-    return apply
+    def _check_row_wise(self, given: pl.DataFrame, out: pl.DataFrame) -> None:
+        """Compare with what some of the rows give alone: batches differ from run to run, features must not.
+
+        The parts begin inside the batch, or shifts and running sums would pass.
+        """
+        for start in (given.height // 2, given.height - 1):
+            alone, together = (frame.slice(start, _SAMPLE_ROWS) for frame in (given, out))
+            alone = self._apply(alone)
+            mixed = [name for name in together.columns if name not in alone or not alone[name].equals(together[name])]
+            if mixed:
+                raise self._error(
+                    f"gives other values of {', '.join(mixed)} when it sees fewer rows",
+                    "it must be row-wise: no sum, mean, rank, shift, sort or random number over the rows",
+                )
+
+    def _error(self, what: str, hint: str) -> SpecError:
+        return SpecError(f"features.transform: {self._reference} {what}", hint=hint)
 
 
-def _find(name: str, directory: Path) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
-    module, _, attribute = name.partition(":")
-    where = str(directory.absolute())
-    if where not in sys.path:
-        sys.path.insert(0, where)
+def _unchanged(rows: pa.Table) -> pa.Table:
+    return rows
+
+
+def _load(name: str, *, directory: Path) -> ModuleType:
+    path = directory.joinpath(*name.split(".")).with_suffix(".py")
     try:
-        loaded = importlib.import_module(module)
+        with _searched(directory):
+            return _from_file(name, path) if path.is_file() else importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != module:
-            raise SpecError(f"features.transform: {module} imports {error.name!r}, which is not installed") from error
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise _import_error(name, error) from error
+        beside = [file.stem for file in sorted(directory.glob("*.py"))]
         raise SpecError(
-            f"features.transform: there is no module {module!r}", hint=f"expected {directory / (module + '.py')}"
+            f"features.transform: there is no module {name!r}: neither {path} nor an installed one",
+            hint=_nearest(name, beside) or "write module:function, with the module beside the pipeline file",
         ) from error
-    function = getattr(loaded, attribute, None)
-    if not callable(function):
-        known = ", ".join(sorted(key for key, value in vars(loaded).items() if callable(value) and key[0] != "_"))
-        raise SpecError(f"features.transform: {module} has no function {attribute!r}", hint=f"it has: {known or 'none'}")
-    found: Callable[[pl.LazyFrame], pl.LazyFrame] = function
-    return found
+    except Exception as error:
+        raise _import_error(name, error) from error
+
+
+def _from_file(name: str, path: Path) -> ModuleType:
+    """Load a file under a name of its own: two pipelines may each have a module of the same name."""
+    private = f"_headrace_transform_{content_hash(str(path.resolve()))}"
+    found = importlib.util.spec_from_file_location(private, path)
+    if found is None or found.loader is None:
+        raise ModuleNotFoundError(name=name)
+    module = importlib.util.module_from_spec(found)
+    sys.modules[private] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[private]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _searched(directory: Path) -> Iterator[None]:
+    """Let the module import its neighbours."""
+    entry = str(directory.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)
+
+
+def _import_error(name: str, error: Exception) -> SpecError:
+    return SpecError(
+        f"features.transform: module {name!r} fails on import: {type(error).__name__}: "
+        f"{_first_line(error)}{_last_line(error)}",
+        hint="correct the module",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0]
+
+
+def _last_line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}? there are: {', '.join(names)}" if close else ""

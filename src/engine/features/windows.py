@@ -66,10 +66,7 @@ def measure_of(window: WindowSpec) -> str | None:
 def window_bytes_per_row(window: WindowSpec) -> int:
     """Return the anonymous bytes a batch's row takes while ``WindowReader.compute`` is in one window, at most."""
     lengths, statistics = len(window.lengths), len(window.names())
-    if measure_of(window) is None:
-        held = 8
-    else:
-        held = 8 + 8 * 4 + 24 * (2 if "std" in window.statistics else 1)
+    held = 8 if measure_of(window) is None else 40 + 24 * (2 if "std" in window.statistics else 1)
     return 160 + lengths * held + 18 * statistics + 24 * 16
 
 
