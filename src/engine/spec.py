@@ -154,7 +154,9 @@ class GateSpec(_Section):
     floors: dict[Literal["average_precision", "roc_auc", "precision", "recall", "f1", "lift"], float] = Field(
         default_factory=dict, description="absolute; lift is average precision over the base rate"
     )
-    min_gain: float = Field(0.0, description="least gain in average precision over the champion")
+    min_gain: float | None = Field(
+        None, description="least gain in average precision over the champion; default: none, tolerance alone decides"
+    )
     confidence: float = Field(
         0.8, gt=0.5, lt=1.0, description="of the paired bootstrap interval whose lower end must not be below -tolerance"
     )

@@ -37,6 +37,7 @@ JUDGED = (datetime(2013, 10, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC))
 """The span of event time over which the realised average precision is taken."""
 
 _CONSOLE = Console()
+_TABLE_WIDTH = 112  # a narrower terminal wraps it; a pipe has no width of its own
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def _show(months: list[Month], result: Mapping[str, Any], *, workspace: Path, pi
             format_bytes(month.peak_bytes),
             f"{month.seconds:.0f}",
         )
-    _CONSOLE.print(table)
+    Console(width=max(_CONSOLE.width, _TABLE_WIDTH)).print(table)
     realised, base = result["realised_average_precision"], result["base_rate"]
     _CONSOLE.print(
         f"Realised average precision, October to December: [bold]{number(realised)}[/bold] "

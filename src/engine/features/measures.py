@@ -147,7 +147,7 @@ class Totals:
         return self._with_special(self._sum.rounded() / 10.0**self._scale)
 
     def mean(self) -> Floats:
-        """Return the means of the present values; NaN where there are none (``defined(1)`` tells the two apart)."""
+        """Return the means of the present values; 0 where there are none, which ``defined(1)`` tells apart."""
         count = np.where(self._present > 0, self._present, 1)
         divisor = count.astype(np.float64) * 10.0**self._scale
         return self._with_special(self._sum.rounded() / divisor)
@@ -158,7 +158,7 @@ class Totals:
             raise ValueError("these totals keep no squares")
         count = np.where(self._present > 1, self._present, 2)
         spread = sum_squared_deviations(count, self._sum.parts(), self._squares.parts())
-        out = np.sqrt(spread / (count.astype(np.float64) * (count - 1))) / 10.0**self._scale
+        out: Floats = np.sqrt(spread / (count.astype(np.float64) * (count - 1))) / 10.0**self._scale
         for counted in self._special.values():
             out[counted > 0] = np.nan
         return out

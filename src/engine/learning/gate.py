@@ -102,22 +102,18 @@ def _comparison(
     champion: Mapping[str, float | None],
 ) -> list[Rule]:
     pair = " against ".join(_number(side.get("average_precision")) for side in (challenger, champion))
-    enough = gain.gain >= gate.min_gain
     safe = gain.low >= -gate.tolerance
-    return [
-        Rule(
-            "gain",
-            enough,
-            f"average precision {pair}: a gain of {gain.gain:+.4f}, "
-            f"{'at least' if enough else 'below'} the least gain {gate.min_gain:+g}",
-        ),
-        Rule(
-            "tolerance",
-            safe,
-            f"the {gain.confidence:.0%} interval of the gain is {gain.low:+.4f} to {gain.high:+.4f}: its lower end is "
-            f"{'not below' if safe else 'below'} the tolerance {-gate.tolerance:+g}",
-        ),
-    ]
+    tolerance = Rule(
+        "tolerance",
+        safe,
+        f"average precision {pair}: a gain of {gain.gain:+.4f}, {gain.confidence:.0%} interval {gain.low:+.4f} to "
+        f"{gain.high:+.4f}, whose lower end is {'not below' if safe else 'below'} the tolerance {-gate.tolerance:+g}",
+    )
+    if gate.min_gain is None:
+        return [tolerance]
+    enough = gain.gain >= gate.min_gain
+    word = "at least" if enough else "below"
+    return [Rule("gain", enough, f"a gain of {gain.gain:+.4f} is {word} the least gain {gate.min_gain:+g}"), tolerance]
 
 
 def _number(value: float | None) -> str:
