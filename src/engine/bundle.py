@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.batching.atomic import read_json, write_json
+from engine.batching.atomic import read_json, require_json, write_json
 from engine.errors import RegistryError
 from engine.features.encoders import FeatureEncoder
 from engine.learning.calibration import Calibration
@@ -66,8 +66,8 @@ class Bundle:
         return cls(
             features=tuple(found["features"]),
             feature_set=found["feature_set"],
-            encoder=FeatureEncoder.from_json(read_json(directory / "encoder.json")),
-            reference=Reference.from_json(read_json(directory / "drift.json")),
+            encoder=FeatureEncoder.from_json(require_json(directory / "encoder.json")),
+            reference=Reference.from_json(require_json(directory / "drift.json")),
             learner=found["learner"],
             sampling_rate=found["sampling_rate"],
             calibration=Calibration.from_json(found["calibration"]),

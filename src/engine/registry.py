@@ -1,6 +1,7 @@
 """The model registry: MLflow on SQLite in the workspace. The only code that imports mlflow.
 
-The ledger says which model is champion (``ledger.py``); versions, metrics and aliases here follow it, for MLflow's own users.
+The ledger says which model is champion (``ledger.py``); versions, metrics and aliases here follow it, for MLflow's
+own users.
 """
 
 from __future__ import annotations
@@ -56,10 +57,10 @@ class ModelRegistry:
             for version in client.search_model_versions(f"name = '{self._name}'"):
                 if version.tags.get(_KEY) == key:
                     return int(version.version)
-            run_id = self._finished_run(client, key)
-            if run_id is None:
+            run_id = self._finished_run(client, key) or ""
+            if not run_id:
                 run = client.create_run(self._experiment(client), run_name=key, tags={**tags, _KEY: key})
-                run_id = run.info.run_id
+                run_id = str(run.info.run_id)
                 for name, value in metrics.items():
                     client.log_metric(run_id, name, value)
                 for name, text in parameters.items():
@@ -73,7 +74,7 @@ class ModelRegistry:
     def log_metrics(self, version: int, metrics: Mapping[str, float], *, step: int = 0) -> None:
         """Log metrics with the run of a version."""
         with self._calls() as client:
-            run_id = client.get_model_version(self._name, str(version)).run_id
+            run_id = str(client.get_model_version(self._name, str(version)).run_id)
             for name, value in metrics.items():
                 client.log_metric(run_id, name, value, step=step)
 
@@ -158,5 +159,3 @@ class ModelRegistry:
                 client.create_registered_model(self._name)
             self._client = client
         return self._client
-
-

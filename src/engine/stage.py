@@ -122,7 +122,10 @@ class Outcome:
 class Stage(Protocol):
     """One step of the lifecycle."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The step, as reports and the command line call it."""
+        ...
 
     def app(self, context: StageContext) -> str:
         """Return the application id of the primary table's commits."""

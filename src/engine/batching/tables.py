@@ -226,7 +226,7 @@ def _arrow_schema(table: DeltaTable) -> pa.Schema:
 
 
 def _same_type(mine: pa.DataType, other: pa.DataType) -> bool:
-    return _plain(mine) == _plain(other)
+    return bool(_plain(mine) == _plain(other))
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -74,11 +74,11 @@ def join_labels(
         matched = rows.join(keys, on="key", how="semi")
         if matched.height:
             found.append(matched)
-    rows = _newest(found)
-    if rows is None:
+    newest = _newest(found)
+    if newest is None:
         empty = label_event_schema(labels.schema.field("key").type, []).empty_table()
         return empty, labels
-    joined = wanted.join(rows, on="key", how="inner")
+    joined = wanted.join(newest, on="key", how="inner")
     events = joined.select(
         "key",
         "event_time",
@@ -87,9 +87,11 @@ def join_labels(
         "value",
         *(pl.col(f"w_{name}").alias(name) for name in window_keys),
     ).sort("known_at", "key", "labelled_at")
-    waiting = wanted.join(rows, on="key", how="anti")
+    waiting = wanted.join(newest, on="key", how="anti")
     key_type = labels.schema.field("key").type
-    return to_arrow(events, label_event_schema(key_type, _fields(rows, window_keys))), to_arrow(waiting, labels.schema)
+    return to_arrow(events, label_event_schema(key_type, _fields(newest, window_keys))), to_arrow(
+        waiting, labels.schema
+    )
 
 
 def latest_labels(events: pl.DataFrame) -> pl.DataFrame:

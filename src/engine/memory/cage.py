@@ -1,6 +1,7 @@
 """Runs a task in a fresh child process that cannot pass its budget, and tells apart how it ended.
 
-The group that enforces it is ``groups.py``, what the child does ``child.py``. A child that is stopped at its budget is tried
+The group that enforces it is ``groups.py``, what the child does ``child.py``. A child that is stopped at its budget
+is tried
 again with half the batch; nothing that it did is lost, since only whole files have their final names.
 """
 
@@ -188,6 +189,8 @@ class _Child:
                         os.killpg(process.pid, signal.SIGKILL)
 
     def _sample(self, measure: Measure) -> None:
+        if not measure.counted_bytes:
+            return  # it has just ended
         now = self._seconds()
         self._timeline.append((now, measure.counted_bytes))
         higher = measure.counted_bytes > self._peak
@@ -237,7 +240,7 @@ class _Child:
         return MemoryBudgetExceeded(
             f"{task.stage} {task.name} was stopped at its memory budget: measured {format_bytes(self._peak)} "
             f"of {format_bytes(allowed)} allowed (enforced by {enforced_by})",
-            hint="give it more with resources.memory or --memory; what was committed is intact and the next run goes on",
+            hint="give it more with resources.memory or --memory; what was committed stays and the next run goes on",
             details={
                 "stage": task.stage,
                 "task": task.name,
@@ -283,7 +286,7 @@ def _environment(budget: Budget, *, events_fd: int) -> dict[str, str]:
         "_RJEM_MALLOC_CONF": "dirty_decay_ms:500,muzzy_decay_ms:500,narenas:2",
         "POLARS_MAX_THREADS": threads,
         "OMP_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that spins while others compute made training 6 times slower on a busy host
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the processor from those they wait for on a busy host
         "OPENBLAS_NUM_THREADS": threads,
         "PYTHONHASHSEED": "0",
     }

@@ -1,4 +1,6 @@
-"""The child's side of the cage: reads its task from standard input, runs it, answers over a pipe. Started by ``cage.py``."""
+"""The child's side of the cage: reads its task from standard input, runs it, answers over a pipe. Started by
+``cage.py``.
+"""
 
 from __future__ import annotations
 

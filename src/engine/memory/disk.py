@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from engine.errors import WorkspaceError
+from engine.errors import PlanRefused, WorkspaceError
 from engine.units import format_bytes
 
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -28,14 +28,22 @@ def refuse_memory(path: Path) -> None:
         )
 
 
-def require_room(path: Path, *, needed_bytes: int, what: str) -> None:
-    """Do nothing when the disk of ``path`` has ``needed_bytes`` free.
+def require_room(path: Path, *, needed_bytes: int, allowed_bytes: int, what: str) -> None:
+    """Do nothing when ``needed_bytes`` fit both the budget and the disk of ``path``.
 
     Raises
     ------
+    PlanRefused
+        It is more than ``resources.disk`` allows.
     WorkspaceError
-        It has less; names both figures.
+        The disk has less free; names both figures.
     """
+    if needed_bytes > allowed_bytes:
+        raise PlanRefused(
+            f"{what} needs {format_bytes(needed_bytes)} of disk, {format_bytes(allowed_bytes)} are allowed",
+            hint=f"set resources.disk to at least {-(-needed_bytes // 2**20)}MiB",
+            details={"needed_bytes": needed_bytes, "allowed_bytes": allowed_bytes},
+        )
     free = shutil.disk_usage(path).free
     if free < needed_bytes:
         raise WorkspaceError(

@@ -1,4 +1,6 @@
-"""The measure: anonymous and shared memory of a process tree, plus its swap. Mapped file pages are shown, never counted."""
+"""The measure: anonymous and shared memory of a process tree, plus its swap. Mapped file pages are shown, never
+counted.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a task is expected to hold at its peak: named terms, summed, and refused when over the budget. Pure arithmetic."""
+"""What a task is expected to hold at its peak: named terms, summed, and refused when over the budget. Pure
+arithmetic.
+"""
 
 from __future__ import annotations
 

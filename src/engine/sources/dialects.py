@@ -1,20 +1,26 @@
-"""What differs between databases: connecting, declared types, binding, and how a time is written. Used by ``sql.py``."""
+"""What a dialect of SQL gives to ``sql.py``: connecting, declared types, one ordered read. Quoting and nearest names
+too.
+
+How a driver's message loses its secrets is in ``scrubbing.py``.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from typing import Protocol
 
 import pyarrow as pa
 from pydantic import SecretStr
 
-from engine.errors import SourceError
+from engine.errors import SourceSchemaError
+from engine.sources.protocol import Position
 
 STAMP = pa.timestamp("us", tz="UTC")
+
+_SHOWN_NAMES = 40
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,11 @@ class Column:
     """A column as the database declares it."""
 
     name: str
-    declared: str  # the database's own type name, lower case
+    declared: str  # the database's own type name
     type: pa.DataType  # what reading gives
+    stored: str = ""  # SQLite: what its values are stored as, integer, real, text or blob
+    nullable: bool = True
+    primary: bool = False  # part of the primary key
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,11 @@ class Range:
     """One ordered read."""
 
     table: str  # quoted
-    columns: Sequence[Column]
+    columns: tuple[Column, ...]
     key: Column
     cursor: Column
-    after: tuple[str | int, str | int] | None
-    until: datetime
+    after: Position | None
+    until: datetime  # with a zone
     limit_rows: int
     batch_rows: int
 
@@ -45,26 +54,29 @@ class Dialect(Protocol):
 
     def __init__(self, uri: SecretStr) -> None: ...
 
-    def columns(self, table: str, *, times: Sequence[str]) -> list[Column]:
+    def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
         """Return the table's columns, empty when there is no such table."""
 
     def tables(self) -> list[str]:
         """Return the names of the tables and views that can be read."""
 
-    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, Any, Any]]:
-        """Yield batches with the columns' types, each with the literals of its last row's cursor and key."""
-
-    def scrub(self, error: Exception) -> str:
-        """Return a driver's message on one line, without the connection string or its password."""
+    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
+        """Yield batches with the columns' types, each with its cursors and keys as the database has them."""
 
     def close(self) -> None:
         """Disconnect."""
 
 
 def quote(name: str) -> str:
-    """Return an identifier quoted by the rule of standard SQL: a quote inside is doubled."""
+    """Return an identifier quoted by the rule of standard SQL: a quote inside is doubled.
+
+    Raises
+    ------
+    SourceSchemaError
+        It holds a null character, which no identifier can.
+    """
     if "\0" in name:
-        raise SourceError(f"{name!r} is no identifier: it holds a null character")
+        raise SourceSchemaError(f"{name!r} is no identifier: it holds a null character", hint="correct the name")
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -73,12 +85,11 @@ def quote_table(name: str) -> str:
     return ".".join(quote(part) for part in name.split("."))
 
 
-def scrubbed(error: Exception, uri: SecretStr) -> str:
-    """Return an error's message on one line, without the connection string or its password."""
-    text = " ".join(str(error).split())
-    whole = uri.get_secret_value()
-    parts = urlsplit(whole)
-    secrets = [whole, parts.netloc if "@" in parts.netloc else "", parts.password or "", unquote(parts.password or "")]
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        text = text.replace(secret, "****")
-    return re.sub(r"(password=)\S+", r"\1****", text)
+def nearest(name: str, known: Collection[str], *, what: str) -> str:
+    """Return a hint: the most similar of the known names, whatever their case, and a list of them."""
+    by_lower = {other.lower(): other for other in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    meant = f"did you mean {by_lower[near[0]]!r}? " if near else ""
+    names = sorted(known)
+    shown = ", ".join(names[:_SHOWN_NAMES]) or "none"
+    return f"{meant}{what}: {shown}{', ...' if len(names) > _SHOWN_NAMES else ''}"

@@ -4,7 +4,7 @@ and the query that reads them has none: it streams as COPY.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from datetime import UTC
 from typing import Any
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from engine.errors import SourceError
-from engine.sources.dialects import STAMP, Column, Range, quote, quote_table, scrubbed
+from engine.sources.dialects import STAMP, Column, Range, quote, quote_table
+from engine.sources.scrubbing import scrub
 
 _BATCH_BYTES = 4 * 2**20
-_NUMBERS = {
+_TYPES = {
     "smallint": pa.int16(),
     "integer": pa.int32(),
     "bigint": pa.int64(),
@@ -25,53 +26,56 @@ _NUMBERS = {
     "text": pa.string(),
     "bytea": pa.binary(),
 }
+_TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
+_DIGITS_OF_INT64 = 18
+# Declared types by the base type of a domain; numeric's modifier holds (precision << 16 | scale) + 4, -1 if it has none.
+_COLUMNS = """
+SELECT a.attname::text, format_type(b.oid, NULL)::text, (CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END)::int8,
+       a.attnotnull, EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY (i.indkey))
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+     JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
+_TABLES = """
+SELECT (CASE WHEN n.nspname = 'public' THEN c.relname ELSE n.nspname || '.' || c.relname END)::text
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'information_schema')"""
 
 
 class PostgreSQL:
-    """A database, in a read-only transaction whose time zone is UTC."""
+    """A database, in a read-only session whose time zone is UTC."""
 
     def __init__(self, uri: SecretStr) -> None:
         self._uri = uri
         self._connection: Any = None
 
-    def columns(self, table: str, *, times: Sequence[str]) -> list[Column]:
-        """Return the columns by their declared types. numeric is read as float64; uuid, json, enums and others as text."""
+    def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
+        """Return the columns by their declared types.
+
+        numeric is int64 where its digits fit and it has no decimals, text as the key (which has to be exact), and else
+        float64; a date is its midnight in UTC; uuid, json, enums, arrays and others are text.
+        """
         del times  # declared types are kept here, so a time is a time
-        sql = (
-            "SELECT a.attname::text, format_type(a.atttypid, NULL)::text FROM pg_attribute a "
-            "WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
-        )
-        return [Column(name, declared, _arrow_type(declared)) for name, declared in self._rows(sql, quote_table(table))]
+        found = []
+        for name, declared, modifier, not_null, primary in self._rows(_COLUMNS, quote_table(table)):
+            kind = _arrow_type(declared, modifier)
+            if declared == "numeric" and name == key and kind == pa.float64():
+                kind = pa.string()
+            found.append(Column(name, declared, kind, nullable=not not_null, primary=primary))
+        return found
 
     def tables(self) -> list[str]:
         """Return the names of tables and views outside the system's schemas."""
-        sql = (
-            "SELECT CASE WHEN schemaname = 'public' THEN tablename ELSE schemaname || '.' || tablename END FROM ("
-            "SELECT schemaname::text, tablename::text FROM pg_tables UNION ALL "
-            "SELECT schemaname::text, viewname::text FROM pg_views) t "
-            "WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
-        )
-        return [name for (name,) in self._rows(sql)]
+        return [name for (name,) in self._rows(_TABLES)]
 
-    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, Any, Any]]:
-        """Yield batches with the literals of the last row's cursor and key."""
-        cursor, key = quote(wanted.cursor.name), quote(wanted.key.name)
-        # In the column's own type, so that an index serves. A plain timestamp takes the UTC time and drops the zone.
-        kind = wanted.cursor.declared
-        where = [f"{cursor} <= current_setting('headrace.until')::{kind}"]
-        settings = {"until": wanted.until.astimezone(UTC).isoformat(), "limit": str(wanted.limit_rows)}
-        if wanted.after is not None:
-            settings |= {"cursor": str(wanted.after[0]), "key": str(wanted.after[1])}
-            where.append(
-                f"({cursor}, {key}) > (current_setting('headrace.cursor')::{kind}, "
-                f"current_setting('headrace.key')::{wanted.key.declared})"
-            )
+    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
+        """Yield batches with their cursors and keys."""
+        where, settings = _where(wanted)
         columns = ", ".join(f"{_selected(column)} AS {quote(column.name)}" for column in wanted.columns)
         sql = (
-            f"SELECT {columns} FROM {wanted.table} WHERE {' AND '.join(where)} "
-            f"ORDER BY {cursor}, {key} LIMIT current_setting('headrace.limit')::bigint"
+            f"SELECT {columns} FROM {wanted.table} WHERE {where} ORDER BY {wanted.table}.{quote(wanted.cursor.name)}, "
+            f"{wanted.table}.{quote(wanted.key.name)} LIMIT current_setting('headrace.limit')::bigint"
         )
-        schema = pa.schema([pa.field(column.name, column.type) for column in wanted.columns])
+        schema = pa.schema([(column.name, column.type) for column in wanted.columns])
         try:
             with self._connect().cursor() as statement:
                 for name, value in settings.items():
@@ -83,18 +87,12 @@ class PostgreSQL:
                 for batch in statement.fetch_record_batch():
                     if batch.num_rows:
                         rows = batch.cast(schema)
-                        last = rows.num_rows - 1
-                        stamp = rows.column(wanted.cursor.name)[last].as_py()
-                        yield rows, None if stamp is None else stamp.isoformat(), _plain(rows, wanted.key.name, last)
-        except (OSError, pa.ArrowException, self._errors()) as error:
+                        yield rows, rows.column(wanted.cursor.name), rows.column(wanted.key.name)
+        except (OSError, pa.ArrowException, _driver_error()) as error:
             raise SourceError(
-                f"reading {wanted.table} failed: {self.scrub(error)}",
+                f"reading {wanted.table} failed: {scrub(str(error), self._uri)}",
                 hint="what was committed stays; run again to go on from there",
             ) from None
-
-    def scrub(self, error: Exception) -> str:
-        """Return a driver's message on one line, without the connection string or its password."""
-        return scrubbed(error, self._uri)
 
     def close(self) -> None:
         """Disconnect."""
@@ -107,39 +105,66 @@ class PostgreSQL:
 
         if self._connection is None:
             try:
-                self._connection = adbc_driver_postgresql.dbapi.connect(self._uri.get_secret_value())
-                with self._connection.cursor() as statement:
+                # Each statement is its own transaction: nothing stays open between reads to hold the server's clean-up up.
+                connection = adbc_driver_postgresql.dbapi.connect(self._uri.get_secret_value(), autocommit=True)
+                with connection.cursor() as statement:
                     statement.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
                     statement.execute("SET TIME ZONE 'UTC'")
-                self._connection.commit()
-            except self._errors() as error:
+            except _driver_error() as error:
                 raise SourceError(
-                    f"the database cannot be reached: {self.scrub(error)}",
-                    hint="check source.uri (host, port, database, user) and that the server accepts connections",
+                    f"the database cannot be reached: {scrub(str(error), self._uri)}",
+                    hint="check source.uri (host, port, database, user, password) and that the server accepts connections",
                 ) from None
+            self._connection = connection
         return self._connection
-
-    def _errors(self) -> type[Exception]:
-        import adbc_driver_manager
-
-        kind: type[Exception] = adbc_driver_manager.Error
-        return kind
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
             with self._connect().cursor() as statement:
                 statement.execute(sql, values or None)
                 return list(statement.fetchall())
-        except self._errors() as error:
-            raise SourceError(f"the database cannot be read: {self.scrub(error)}") from None
+        except (OSError, _driver_error()) as error:
+            raise SourceError(
+                f"the database cannot be read: {scrub(str(error), self._uri)}",
+                hint="does the user of source.uri have the right to read it?",
+            ) from None
 
 
-def _arrow_type(declared: str) -> pa.DataType:
-    if declared.startswith("timestamp") or declared == "date":
+def _driver_error() -> type[Exception]:
+    import adbc_driver_manager
+
+    kind: type[Exception] = adbc_driver_manager.Error
+    return kind
+
+
+def _where(wanted: Range) -> tuple[str, dict[str, str]]:
+    """Return the condition of a range, and the settings that hold its values."""
+    cursor, key = (f"{wanted.table}.{quote(column.name)}" for column in (wanted.cursor, wanted.key))
+    # In the column's own type, so that an index serves. A plain timestamp takes the UTC time and drops the zone.
+    until, after = (f"current_setting('headrace.{name}')::{wanted.cursor.declared}" for name in ("until", "cursor"))
+    settings = {"until": wanted.until.astimezone(UTC).isoformat(), "limit": str(wanted.limit_rows)}
+    where = f"{cursor} <= {until}"
+    if wanted.after is None:
+        return where, settings
+    settings["cursor"] = str(wanted.after.cursor)
+    if wanted.after.key is None:  # nulls come last
+        return f"{where} AND {cursor} > {after}", settings
+    settings["key"] = str(wanted.after.key)
+    # "character" alone would be cut to one letter.
+    kind = "bpchar" if wanted.key.declared == "character" else wanted.key.declared
+    beyond = f"({cursor}, {key}) > ({after}, current_setting('headrace.key')::{kind})"
+    if wanted.key.nullable:
+        beyond = f"({beyond} OR ({cursor} = {after} AND {key} IS NULL))"
+    return f"{where} AND {beyond}", settings
+
+
+def _arrow_type(declared: str, modifier: int) -> pa.DataType:
+    if declared in _TIMES:
         return STAMP
-    if declared.startswith("numeric"):
-        return pa.float64()
-    return _NUMBERS.get(declared, pa.string())
+    if declared == "numeric":
+        precision, scale = (modifier - 4) >> 16, (modifier - 4) & 0xFFFF
+        return pa.int64() if modifier >= 0 and scale == 0 and precision <= _DIGITS_OF_INT64 else pa.float64()
+    return _TYPES.get(declared, pa.string())
 
 
 def _selected(column: Column) -> str:
@@ -149,11 +174,6 @@ def _selected(column: Column) -> str:
         return name
     if column.type == STAMP:
         return f"({name}::timestamp AT TIME ZONE 'UTC')"
-    if column.declared.startswith("numeric"):
-        return f"{name}::double precision"
-    return name if column.declared in _NUMBERS else f"{name}::text"
-
-
-def _plain(rows: pa.RecordBatch, column: str, at: int) -> str | int | None:
-    value = rows.column(column)[at].as_py()
-    return value if isinstance(value, int) or value is None else str(value)
+    if column.declared == "numeric":
+        return f"{name}::{ {pa.int64(): 'bigint', pa.float64(): 'double precision'}.get(column.type, 'text') }"
+    return name if column.declared in _TYPES else f"{name}::text"

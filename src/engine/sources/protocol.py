@@ -1,4 +1,6 @@
-"""What every source offers. SQL databases are in ``sql.py``; a new kind is a file beside it and a line in ``opening.py``."""
+"""What every source offers. SQL databases are in ``sql.py``; a new kind is a file beside it and a line in
+``opening.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ import pyarrow as pa
 class Position:
     """How far a source has been read: the cursor in the source's own literal, and the key that breaks its ties."""
 
-    cursor: str | int
-    key: str | int
+    cursor: str | int | float
+    key: str | int | float | None  # None: the last row had no key
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping."""
@@ -38,18 +40,23 @@ class Source(Protocol):
     ) -> None: ...
 
     def schema(self) -> pa.Schema:
-        """Return the columns with the types that ``read`` gives; times are timestamp[us, UTC]. Reads no rows.
+        """Return the columns with the types that ``read`` gives; times are timestamp[us, UTC]. Reads metadata only.
 
         Raises
         ------
         SourceSchemaError
             The table, or a column that is needed, is not there.
+        SourceError
+            The source cannot be reached.
         """
 
     def read(
         self, *, after: Position | None, until: datetime, limit_rows: int, batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows in order of (cursor, key), strictly after ``after``, with a cursor up to ``until``.
+
+        Rows are the same, in the same order, whatever ``batch_rows`` is. A row whose cursor is null has no place in
+        the order and is never read.
 
         Parameters
         ----------
@@ -70,4 +77,4 @@ class Source(Protocol):
 
     @property
     def position(self) -> Position | None:
-        """Where the last row that ``read`` yielded stands; None before any."""
+        """Where the last row that ``read`` yielded stands; ``after`` before any."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, date, datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 
 from engine.errors import SourceSchemaError
-from engine.sources.dialects import Column, Dialect, Range, quote_table
+from engine.sources.dialects import Column, Dialect, Range, nearest, quote_table
 from engine.sources.protocol import Position
 
 
@@ -34,7 +33,7 @@ class SQLSource:
         self._cursor = cursor
         self._wanted = columns
         self._times = times
-        self._found: list[Column] = []
+        self._found: tuple[Column, ...] = ()
         self._position: Position | None = None
 
     def __enter__(self) -> Self:
@@ -65,41 +64,47 @@ class SQLSource:
             columns=columns,
             key=by_name[self._key],
             cursor=by_name[self._cursor],
-            after=None if after is None else (after.cursor, after.key),
-            until=until,
+            after=after,
+            until=until if until.tzinfo else until.replace(tzinfo=UTC),
             limit_rows=limit_rows,
             batch_rows=batch_rows,
         )
         self._position = after
-        for batch, cursor, key in self._dialect.read(wanted):
+        for batch, cursors, keys in self._dialect.read(wanted):
             for start in range(0, batch.num_rows, batch_rows):
                 part = batch.slice(start, batch_rows)
-                if start + batch_rows >= batch.num_rows:
-                    self._position = Position(cursor=cursor, key=key)
+                last = start + part.num_rows - 1
+                self._position = Position(cursor=_literal(cursors[last].as_py()), key=_literal(keys[last].as_py()))
                 yield part
 
-    def _columns(self) -> list[Column]:
+    def _columns(self) -> tuple[Column, ...]:
         if self._found:
             return self._found
-        columns = self._dialect.columns(self._table, times=self._times)
+        columns = self._dialect.columns(self._table, key=self._key, times=self._times)
         if not columns:
-            tables = self._dialect.tables()
-            raise SourceSchemaError(
-                f"there is no table {self._table!r} in the source", hint=_nearest(self._table, tables, what="tables")
-            )
+            hint = nearest(self._table, self._dialect.tables(), what="tables")
+            raise SourceSchemaError(f"there is no table {self._table!r} in the source", hint=hint)
         names = [column.name for column in columns]
-        for name in (*(self._wanted or ()), self._key, self._cursor):
+        for name in (self._key, self._cursor, *(self._wanted or ())):
             if name not in names:
+                hint = nearest(name, names, what="columns")
+                raise SourceSchemaError(f"table {self._table!r} has no column {name!r}", hint=hint)
+        for column in columns:
+            if column.name == self._cursor and not pa.types.is_timestamp(column.type):
                 raise SourceSchemaError(
-                    f"table {self._table!r} has no column {name!r}", hint=_nearest(name, names, what="columns")
+                    f"table {self._table!r}: the cursor {self._cursor!r} is {column.declared}, not a time",
+                    hint="name a column of times, or read a view that makes a time of it",
                 )
-        kept = set(self._wanted) if self._wanted is not None else set(names)
-        self._found = [column for column in columns if column.name in kept]
+            if column.name == self._key and pa.types.is_binary(column.type):
+                raise SourceSchemaError(
+                    f"table {self._table!r}: the key {self._key!r} is {column.declared}: bytes cannot be a key",
+                    hint="read a view that gives it as text, for example by hex()",
+                )
+        kept = {*self._wanted, self._key, self._cursor} if self._wanted is not None else set(names)
+        self._found = tuple(column for column in columns if column.name in kept)
         return self._found
 
 
-def _nearest(name: str, known: Sequence[str], *, what: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f"did you mean {near[0]!r}? " if near else ""
-    shown = ", ".join(sorted(known)[:40]) or "none"
-    return f"{meant}{what}: {shown}"
+def _literal(value: Any) -> Any:
+    """Return a cursor or key in a form that JSON carries exactly and the database reads back."""
+    return value.isoformat() if isinstance(value, date) else value

@@ -1,9 +1,12 @@
-"""SQLite through ADBC. Its types are loose, so the declared ones decide, and a first row of their kinds tells the driver."""
+"""SQLite through ADBC. Its types are loose, so the declared ones decide, and a first row of their kinds tells the
+driver.
+
+How times are written in it is in ``sqlite_times.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import UTC
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as percent
@@ -13,10 +16,18 @@ import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError
-from engine.sources.dialects import STAMP, Column, Range, quote, scrubbed
+from engine.sources.dialects import STAMP, Column, Range, quote, quote_table
+from engine.sources.scrubbing import scrub
+from engine.sources.sqlite_times import as_time, written_like
 
 _TIMES = ("timestamp", "datetime", "date")
-_MILLISECONDS_FROM = 10**11  # an epoch number from here on counts milliseconds: in seconds it is the year 5138
+_ROW = "_headrace_row"
+_FIRST_VALUES = {"integer": "0", "real": "0.5", "text": "'x'", "blob": "x'00'"}
+# What may be stored in a column that is read as this. Numbers in a column of text are read as text.
+_ALLOWED = {"integer": "'integer'", "real": "'real', 'integer'", "text": "'text', 'integer', 'real'", "blob": "'blob'"}
+_ARROW = {"integer": pa.int64(), "real": pa.float64(), "text": pa.string(), "blob": pa.binary()}
+_SAMPLE_ROWS = 1_000
+_BUSY_MILLISECONDS = 10_000
 
 
 class SQLite:
@@ -24,58 +35,102 @@ class SQLite:
 
     def __init__(self, uri: SecretStr) -> None:
         self._uri = uri
-        self._path = Path(uri.get_secret_value().split("://", 1)[1].partition("?")[0].removeprefix("/") or ".")
-        if uri.get_secret_value().startswith("sqlite:////"):
-            self._path = Path("/", self._path)
+        path = uri.get_secret_value().split("://", 1)[1].partition("?")[0]
+        self._path = Path(path.removeprefix("/") or ".")  # sqlite:///relative, sqlite:////absolute
         self._connection: Any = None
 
-    def columns(self, table: str, *, times: Sequence[str]) -> list[Column]:
+    def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
         """Return the columns by their declared types; those in ``times`` are times whatever is declared."""
-        rows = self._rows("SELECT name, lower(type) FROM pragma_table_info(?)", (table.split(".")[-1],))
-        return [Column(name, declared, _arrow_type(declared, is_time=name in times)) for name, declared in rows]
+        del key
+        schema, _, name = table.rpartition(".")
+        rows = self._rows(
+            'SELECT name, lower(type), "notnull", pk FROM pragma_table_info(?, ?)', (name, schema or None)
+        )
+        found = []
+        for column, declared, not_null, primary in rows:
+            is_time = column in times or declared.startswith(_TIMES)
+            stored = _storage(declared)
+            if is_time or not declared:
+                stored = self._stored(table, column, default="text" if is_time else stored)
+            kind = STAMP if is_time else pa.bool_() if "bool" in declared else _ARROW[stored]
+            found.append(Column(column, declared or "untyped", kind, stored, not (not_null or primary), bool(primary)))
+        return found
 
     def tables(self) -> list[str]:
         """Return the names of tables and views."""
         rows = self._rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')", ())
         return [name for (name,) in rows if not name.startswith("sqlite_")]
 
-    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, Any, Any]]:
-        """Yield batches with the literals of the last row's cursor and key."""
+    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
+        """Yield batches with their cursors and keys as they are stored."""
         names = ", ".join(quote(column.name) for column in wanted.columns)
-        cursor, key = quote(wanted.cursor.name), quote(wanted.key.name)
-        where, values = [f"{cursor} <= ?"], [self._literal(wanted)]
-        if wanted.after is not None:
-            where.append(f"({cursor}, {key}) > (?, ?)")
-            values += list(wanted.after)
-        first = ", ".join(f"{_SAMPLE[_storage(column.declared)]} AS {quote(column.name)}" for column in wanted.columns)
-        # The driver takes each column's type from its first row: this one has them all, and is dropped.
+        where, values = self._where(wanted)
+        first = ", ".join(f"{_FIRST_VALUES[column.stored]} AS {quote(column.name)}" for column in wanted.columns)
+        # The driver takes a column's type from its first rows: this row has one of each, and is dropped.
         sql = (
-            f"SELECT {first}, 0 AS _row UNION ALL SELECT * FROM (SELECT {names}, 1 FROM {wanted.table} "
-            f"WHERE {' AND '.join(where)} ORDER BY {cursor}, {key} LIMIT ?)"
+            f"SELECT {first}, 0 AS {_ROW} UNION ALL SELECT * FROM (SELECT {names}, 1 FROM {wanted.table} "
+            f"WHERE {where} ORDER BY {quote(wanted.cursor.name)}, {quote(wanted.key.name)} LIMIT ?)"
         )
         try:
             with self._connect().cursor() as statement:
                 statement.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(wanted.batch_rows)})
                 statement.execute(sql, (*values, wanted.limit_rows))
                 for batch in statement.fetch_record_batch():
-                    rows = batch.filter(pc.equal(batch.column("_row"), 1)) if batch.num_rows else batch
+                    rows = batch.filter(pc.equal(batch.column(_ROW), 1)) if batch.num_rows else batch
                     if rows.num_rows:
-                        yield self._convert(rows, wanted)
-        except (OSError, pa.ArrowException, self._errors()) as error:
-            raise SourceError(
-                f"reading {wanted.table} failed: {self.scrub(error)}",
-                hint="a value that contradicts its column's declared type stops SQLite's driver; correct it in the source",
-            ) from None
-
-    def scrub(self, error: Exception) -> str:
-        """Return a driver's message on one line."""
-        return scrubbed(error, self._uri)
+                        yield _typed(rows, wanted), rows.column(wanted.cursor.name), rows.column(wanted.key.name)
+        except (OSError, pa.ArrowException, _driver_error()) as error:
+            raise self._explain(error, wanted) from None
 
     def close(self) -> None:
         """Disconnect."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _where(self, wanted: Range) -> tuple[str, list[Any]]:
+        cursor, key = quote(wanted.cursor.name), quote(wanted.key.name)
+        newest = self._rows(f"SELECT max({cursor}) FROM {wanted.table}", ())[0][0]
+        where, values = f"{cursor} <= ?", [written_like(newest, wanted.until)]
+        if wanted.after is None:
+            return where, values
+        if wanted.after.key is None:  # nulls come first
+            where += f" AND {cursor} >= ? AND ({cursor} > ? OR {key} IS NOT NULL)"
+            return where, [*values, wanted.after.cursor, wanted.after.cursor]
+        return f"{where} AND ({cursor}, {key}) > (?, ?)", [*values, wanted.after.cursor, wanted.after.key]
+
+    def _stored(self, table: str, column: str, *, default: str) -> str:
+        """Return how the first values of a column are stored, whose declared type does not tell."""
+        name = quote(column)
+        kinds = self._rows(
+            f"SELECT DISTINCT typeof(v) FROM (SELECT {name} AS v FROM {quote_table(table)} LIMIT {_SAMPLE_ROWS}) "
+            "WHERE v IS NOT NULL",
+            (),
+        )
+        found = {kind for (kind,) in kinds}
+        if found == {"integer", "real"}:
+            return "real"
+        return found.pop() if len(found) == 1 else default
+
+    def _explain(self, error: Exception, wanted: Range) -> SourceError:
+        """Return the error that names the value that the driver stumbled over, if that is what happened."""
+        where, values = self._where(wanted)
+        for column in wanted.columns:
+            name = quote(column.name)
+            wrong = f"typeof({name}) NOT IN ('null', {_ALLOWED[column.stored]})"
+            if pa.types.is_boolean(column.type):
+                wrong = f"({wrong} OR {name} NOT IN (0, 1))"
+            sql = (
+                f"SELECT {quote(wanted.key.name)}, typeof({name}) FROM {wanted.table} WHERE {where} AND {wrong} LIMIT 1"
+            )
+            for key, kind in self._rows(sql, tuple(values)):
+                return SourceError(
+                    f"table {wanted.table}: column {column.name!r} is declared {column.declared}, but in the row with "
+                    f"{wanted.key.name} {key!r} it holds {kind}",
+                    hint="correct the value in the source, or read a view that casts the column",
+                )
+        hint = "what was committed stays; run again to go on from there"
+        return SourceError(f"reading {wanted.table} failed: {scrub(str(error), self._uri)}", hint=hint)
 
     def _connect(self) -> Any:
         import adbc_driver_sqlite.dbapi
@@ -86,92 +141,61 @@ class SQLite:
                     f"there is no database file {self._path}",
                     hint="check source.uri; a relative path is taken from the directory that the command runs in",
                 )
-            name = f"file:{percent(str(self._path))}?mode=ro"
             try:
-                self._connection = adbc_driver_sqlite.dbapi.connect(name)
-            except self._errors() as error:
-                raise SourceError(f"{self._path} cannot be opened: {self.scrub(error)}") from None
+                # Read-only, so that a wrong name never makes an empty database.
+                self._connection = adbc_driver_sqlite.dbapi.connect(
+                    f"file:{percent(str(self._path))}?mode=ro", autocommit=True
+                )
+                with self._connection.cursor() as statement:
+                    statement.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+                    statement.fetchall()
+            except _driver_error() as error:
+                raise SourceError(f"{self._path} cannot be opened: {scrub(str(error), self._uri)}") from None
         return self._connection
-
-    def _errors(self) -> type[Exception]:
-        import adbc_driver_manager
-
-        kind: type[Exception] = adbc_driver_manager.Error
-        return kind
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
             with self._connect().cursor() as statement:
                 statement.execute(sql, values or None)
                 return list(statement.fetchall())
-        except self._errors() as error:
+        except (OSError, _driver_error()) as error:
             hint = "is it a SQLite database, and not being written by something that locks it?"
-            raise SourceError(f"{self._path} cannot be read: {self.scrub(error)}", hint=hint) from None
-
-    def _literal(self, wanted: Range) -> str | int:
-        """Return ``until`` written as the cursor's values are."""
-        cursor = quote(wanted.cursor.name)
-        rows = self._rows(f"SELECT max({cursor}) FROM {wanted.table}", ())
-        sample = rows[0][0] if rows else None
-        until = wanted.until.astimezone(UTC)
-        if isinstance(sample, int | float):
-            seconds = until.timestamp()
-            return int(seconds * 1000) if sample >= _MILLISECONDS_FROM else int(seconds)
-        text = str(sample or "")
-        separator = "T" if "T" in text else " "
-        written = until.strftime(f"%Y-%m-%d{separator}%H:%M:%S")
-        if until.microsecond or "." in text:
-            written += f".{until.microsecond:06d}"
-        return written + ("Z" if text.endswith("Z") else "+00:00" if text.endswith("+00:00") else "")
-
-    def _convert(self, rows: pa.RecordBatch, wanted: Range) -> tuple[pa.RecordBatch, Any, Any]:
-        last = rows.num_rows - 1
-        cursor, key = (rows.column(c.name)[last].as_py() for c in (wanted.cursor, wanted.key))
-        arrays = [_typed(rows.column(column.name), column) for column in wanted.columns]
-        return pa.RecordBatch.from_arrays(arrays, names=[c.name for c in wanted.columns]), cursor, key
+            raise SourceError(f"{self._path} cannot be read: {scrub(str(error), self._uri)}", hint=hint) from None
 
 
-_SAMPLE = {"integer": "0", "real": "0.5", "text": "'x'", "blob": "x'00'"}
+def _driver_error() -> type[Exception]:
+    import adbc_driver_manager
+
+    kind: type[Exception] = adbc_driver_manager.Error
+    return kind
 
 
 def _storage(declared: str) -> str:
-    """Return how a column of this declared type is stored, by SQLite's rules of affinity (times are text here)."""
-    if "int" in declared or "bool" in declared:
+    """Return how a column of this declared type is stored (https://sqlite.org/datatype3.html, section 3.1)."""
+    if ("int" in declared and "point" not in declared) or "bool" in declared:
         return "integer"
-    if any(word in declared for word in ("char", "clob", "text", *_TIMES)):
+    if any(word in declared for word in ("char", "clob", "text", "json", "uuid")):
         return "text"
-    if "blob" in declared:
+    if "blob" in declared or "binary" in declared:
         return "blob"
     return "real" if declared else "text"
 
 
-def _arrow_type(declared: str, *, is_time: bool) -> pa.DataType:
-    if is_time or any(declared.startswith(word) for word in _TIMES):
-        return STAMP
-    if "bool" in declared:
-        return pa.bool_()
-    return {"integer": pa.int64(), "real": pa.float64(), "text": pa.string(), "blob": pa.binary()}[_storage(declared)]
+def _typed(rows: pa.RecordBatch, wanted: Range) -> pa.RecordBatch:
+    """Return the rows with the columns' types.
 
-
-def _typed(values: pa.Array, column: Column) -> pa.Array:
-    if column.type != STAMP:
-        return values.cast(column.type)
-    try:
-        return _as_time(values)
-    except pa.ArrowInvalid as error:
-        detail = str(error).splitlines()[0]
-        raise SourceError(
-            f"column {column.name!r} holds a value that is no time: {detail}",
-            hint="times are ISO 8601 text in UTC, or seconds or milliseconds since 1970",
-        ) from None
-
-
-def _as_time(values: pa.Array) -> pa.Array:
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        number = values.cast(pa.float64())
-        scale = pc.if_else(pc.greater_equal(number, float(_MILLISECONDS_FROM)), 1_000.0, 1_000_000.0)
-        return pc.multiply(number, scale).cast(pa.int64(), safe=False).cast(STAMP)
-    text = pc.replace_substring_regex(values.cast(pa.string()), pattern=r"(Z|\+00:00)$", replacement="")
-    return pc.assume_timezone(text.cast(pa.timestamp("us")), "UTC")
-
-
+    The driver widens a type within its first batch and stops later on: either is a contradiction, whatever the size of
+    a batch.
+    """
+    arrays = []
+    for column in wanted.columns:
+        values = rows.column(column.name)
+        if column.stored in ("integer", "real") and values.type != _ARROW[column.stored]:
+            raise pa.ArrowInvalid(f"column {column.name!r} holds {values.type}")
+        if column.type == STAMP:
+            arrays.append(as_time(values, column=column.name))
+            continue
+        if pa.types.is_boolean(column.type) and pc.any(pc.greater(pc.abs(values), 1)).as_py():
+            raise pa.ArrowInvalid(f"column {column.name!r} holds numbers that are neither 0 nor 1")
+        arrays.append(values.cast(column.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([(c.name, c.type) for c in wanted.columns]))

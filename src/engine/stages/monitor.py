@@ -7,7 +7,6 @@ Rows that a model was trained on never count as its predictions. Deciding to tra
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 _COPIES = 5
 _SPAN_LABEL_BYTES = 100_000 * 120  # one span's labels while they are joined (features/labelled.py)
 _MODEL_BYTES = 96 * 2**20
+_LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -277,7 +277,6 @@ class _Alerts:
         hits, alerts, positives, rows = self._counts[group]
         return dataclasses.replace(
             found,
-            threshold=float("nan") if rows == 0 else found.threshold,
             precision=hits / alerts if alerts else None,
             recall=hits / positives if positives else None,
             f1=2 * hits / (alerts + positives) if alerts + positives else None,
@@ -327,8 +326,8 @@ def _groups(
         rows = rows.filter(honest)
         by_week = rows.with_columns(_week=pl.col(EVENT_TIME).dt.truncate("1w")).filter(pl.col(EVENT_TIME) >= weeks)
         for (version, week), part in by_week.group_by("model_version", "_week", maintain_order=True):
-            end = format_time(week + timedelta(weeks=1))  # type: ignore[operator]
-            group = ("week", int(version), format_time(week), end)  # type: ignore[call-overload, arg-type]
+            end = format_time(week + timedelta(weeks=1))
+            group = ("week", int(version), format_time(week), end)
             yield group, part[column].to_numpy(), part["label"].to_numpy()
         for start, end_time in periods:
             part = rows.filter((pl.col(EVENT_TIME) >= start) & (pl.col(EVENT_TIME) < end_time))
@@ -372,7 +371,7 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
     prepared = prepared_table(context.workspace, feature_set)
     newest = prepared.transaction(prepared_app(feature_set))
     chunks = [c for c in prepared.chunks(newest_n=newest) if c.n > inputs["champion_prepared_n"]]
-    counter = bundle.drift_counter()
+    counter, counted = bundle.drift_counter(), 0
     for batch in read_batches(
         [chunk.path for chunk in chunks],
         columns=list(bundle.features),
@@ -381,22 +380,13 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
     ):
         scope.governor.wait()
         counter.update(bundle.encoder.transform(pa.Table.from_batches([batch])))
+        counted += batch.num_rows
         scope.batch_done(batch.num_rows, batch.nbytes)
-    return counter.finish(), newest
+    if counted < _LEAST_DRIFT_ROWS:
+        return {}, newest
+    return {name: value for name, value in counter.finish().items() if value is not None}, newest
 
 
 def _week(value: datetime) -> datetime:
     day = value.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     return day - timedelta(days=day.weekday())
-
-
-def weekly(table: Table) -> list[dict[str, Any]]:
-    """Return the realised metrics by version and week, the newest figure of each (for status pages)."""
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for batch in read_batches([chunk.path for chunk in table.chunks()]):
-        for row in batch.to_pylist():
-            if row["kind"] == "realised" and row["model_version"]:
-                key = (row["model_version"], row["start"], row["name"])
-                if row["n"] >= newest.get(key, {"n": 0})["n"]:
-                    newest[key] = row
-    return json.loads(json.dumps(list(newest.values())))

@@ -511,7 +511,7 @@ def _readers(
     spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path
 ) -> dict[tuple[str, tuple[str, ...]], WindowReader]:
     """Return one reader for the windows over labels, or events, with the same keys."""
-    readers = {}
+    readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
     for window in spec.features.windows:
         refs = [SegmentRef.from_json(value) for value in segments[window.over]]
         mine = [ref for ref in refs if ref.keys == window.keys]

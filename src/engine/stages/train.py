@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from engine import events
 from engine.batching import Table, Workspace
-from engine.batching.atomic import read_json, write_json
+from engine.batching.atomic import require_json, write_json
 from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
 from engine.errors import LearningError
 from engine.features.encoders import EncoderBuilder, FeatureEncoder
 from engine.features.labelled import LabelView, labelled_rows
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
-from engine.learning.cache import CacheWriter, TrainingCache
+from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
 from engine.learning.calibration import fit_calibration
 from engine.learning.drift import Reference, ReferenceBuilder
 from engine.learning.learners import learner
@@ -33,6 +33,7 @@ from engine.learning.retrain import ChampionFacts, Decision, should_retrain
 from engine.learning.sampling import correct_prior, keep, sampling_rate_for
 from engine.learning.threshold import choose_threshold
 from engine.ledger import Entry, Ledger, champion_of, last_trained, trained
+from engine.memory.disk import require_room
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, content_hash
@@ -143,6 +144,13 @@ class TrainStage:
             "labels of one span": _SPAN_LABEL_BYTES,
         }
         if not done:
+            rows = prepared_table(context.workspace, context.spec.feature_set).rows()
+            require_room(
+                context.workspace.scratch,
+                needed_bytes=cache_bytes(rows, features=features),
+                allowed_bytes=context.budget.disk_bytes,
+                what=f"the training cache of at most {rows:,} rows",
+            )
             fit_reserved = context.reserved.load(f"{self.name}.fit")
             free = context.budget.allowed_bytes - fit_reserved - sum(shared.values())
             inputs["available_bytes"] = int(free * _FREE_SHARE)
@@ -344,7 +352,7 @@ def run_fit(task: Task, scope: Scope) -> TaskResult:
     split = Split.from_json(task.inputs["split"])
     directory = _cache_dir(context.workspace, n)
     cache = TrainingCache(directory)
-    encoder = FeatureEncoder.from_json(read_json(directory / "encoder.json"))
+    encoder = FeatureEncoder.from_json(require_json(directory / "encoder.json"))
     rate = float(task.inputs["sampling_rate"])
     model = learner(spec.learner.kind).fit(
         cache,
@@ -381,7 +389,7 @@ def run_fit(task: Task, scope: Scope) -> TaskResult:
         features=feature_columns(spec),
         feature_set=spec.feature_set,
         encoder=encoder,
-        reference=Reference.from_json(read_json(directory / "drift.json")),
+        reference=Reference.from_json(require_json(directory / "drift.json")),
         learner=spec.learner.kind,
         sampling_rate=rate,
         calibration=calibration,

@@ -1,4 +1,5 @@
-"""Prepare on real flights: each window equals a brute force over the source, and nothing later than its row shows in it."""
+"""Prepare on real flights: each window equals a brute force over the source, and nothing later than its row shows in
+it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,6 @@ import pytest
 
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
-
 from tests.engine.stages.conftest import FEBRUARY, MARCH, World
 
 GAP = timedelta(hours=2)
@@ -77,7 +77,9 @@ def test_no_feature_changes_when_everything_that_was_not_yet_known_does(world: W
         # Turn every outcome that became known from the middle on, and drop the flights after it.
         text = MIDDLE.strftime("%Y-%m-%d %H:%M:%S")
         known = "max(labelled_at, (SELECT scheduled_departure FROM flights f WHERE f.flight_id = outcomes.flight_id))"
-        turned = connection.execute(f"UPDATE outcomes SET cancelled = 1 - cancelled WHERE {known} >= ?", (text,)).rowcount
+        turned = connection.execute(
+            f"UPDATE outcomes SET cancelled = 1 - cancelled WHERE {known} >= ?", (text,)
+        ).rowcount
         connection.execute("DELETE FROM flights WHERE updated_at >= ?", (text,))
     assert turned > 1_000
     world.edit(workspace=str(world.directory / "other"))

@@ -1,0 +1,127 @@
+"""Budget, projection, governor and disk checks: arithmetic, refusals, hysteresis."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import PlanRefused, WorkspaceError
+from engine.memory import governor as module
+from engine.memory.budget import Budget
+from engine.memory.disk import filesystem, refuse_memory, require_room
+from engine.memory.governor import Governor, PressureState
+from engine.memory.measure import Measure, measure_self, measure_tree
+from engine.memory.projection import Projection, ReservedStore
+
+MIB = 2**20
+
+
+def test_a_projection_is_reserved_and_every_term() -> None:
+    projection = Projection("train", 2, {"rows": 3, "batches": 5, "decoder": 7})
+    assert projection.projected_bytes == 17
+    assert projection.worst_term == ("decoder", 7)
+
+
+def test_a_refusal_names_the_worst_term_and_the_smallest_budget_that_would_do() -> None:
+    projection = Projection("prepare", 101 * MIB, {"span": 307 * MIB, "batches": 104 * MIB})
+    with pytest.raises(PlanRefused) as caught:
+        projection.check(Budget(512 * MIB - 1))
+    details = caught.value.details
+    assert (details["worst_term"], details["smallest_budget_bytes"]) == ("span", 512 * MIB)
+    assert "512MiB" in caught.value.hint
+    projection.check(Budget(details["smallest_budget_bytes"]))
+
+
+@pytest.mark.parametrize(("allowed", "batch"), [(512 * MIB, 8 * MIB), (MIB, 64 * 1024), (2**40, 32 * MIB)])
+def test_a_batch_is_a_64th_of_the_budget_within_bounds(allowed: int, batch: int) -> None:
+    assert Budget(allowed).batch_bytes == batch
+
+
+def test_another_try_halves_the_batch_down_to_64_kib() -> None:
+    budget = Budget(512 * MIB)
+    sizes = []
+    for _ in range(9):
+        budget = budget.halved()
+        sizes.append(budget.batch_bytes)
+    assert sizes[:2] == [4 * MIB, 2 * MIB]
+    assert sizes[-2:] == [64 * 1024, 64 * 1024]
+
+
+def test_reserved_keeps_the_largest_figure_of_a_stage(tmp_path: Path) -> None:
+    store = ReservedStore(tmp_path / "memory")
+    first = store.load("train.fit")
+    assert first > 0
+    for measured in (0, 5, 11, 7):
+        store.save("train.fit", measured)
+    assert store.load("train.fit") == 11
+    assert ReservedStore(tmp_path / "memory").load("unheard of") > 0
+
+
+def test_pressure_rises_at_once_and_falls_only_below_the_threshold_under_it() -> None:
+    state = PressureState(reserved_bytes=100, allowed_bytes=1_100)  # thresholds at 700, 800, 900
+    seen = [state.update(measured) for measured in (699, 700, 799, 800, 750, 700, 699, 900, 850, 799, 750, 600)]
+    assert seen == [0, 1, 1, 2, 2, 2, 0, 3, 3, 2, 2, 0]
+
+
+@given(st.lists(st.integers(0, 2_000), max_size=60))
+def test_pressure_never_lies_under_what_the_measure_reaches(measures: list[int]) -> None:
+    state = PressureState(reserved_bytes=0, allowed_bytes=1_000)
+    for measured in measures:
+        reached = sum(measured >= bound for bound in (600, 700, 800))
+        assert reached <= state.update(measured) <= 3
+
+
+def test_the_governor_shrinks_batches_under_pressure_and_lets_them_grow_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = [0]
+    monkeypatch.setattr(module, "measure_self", lambda: Measure(measured[0]))
+    monkeypatch.setattr(module, "_LOOK_EVERY_SECONDS", 0.0)
+    told: list[str] = []
+    governor = Governor(Budget(512 * MIB), reserved_bytes=0, on_pressure=lambda level, size: told.append(level))
+    assert governor.batch_bytes() == 8 * MIB
+    measured[0] = 400 * MIB  # over shrink, 0.70
+    assert [governor.batch_bytes(), governor.batch_bytes()] == [4 * MIB, 2 * MIB]
+    measured[0] = 100 * MIB
+    assert [governor.batch_bytes(), governor.batch_bytes(), governor.batch_bytes()] == [4 * MIB, 8 * MIB, 8 * MIB]
+    assert told == ["shrink", "none"]
+
+
+def test_waiting_under_pause_ends_even_when_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measure_self", lambda: Measure(500 * MIB))
+    monkeypatch.setattr(module, "_WAIT_SECONDS", 0.1)
+    governor = Governor(Budget(512 * MIB), reserved_bytes=0)
+    governor.wait()
+    assert governor.batch_bytes() < 8 * MIB
+
+
+def test_the_measure_sees_what_is_allocated_and_not_what_is_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "mapped"
+    path.write_bytes(b"\x01" * 64 * MIB)
+    before = measure_self()
+    with open(path, "rb") as handle, mmap.mmap(handle.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[:: mmap.PAGESIZE]) > 0
+        after = measure_self()
+        assert after.counted_bytes - before.counted_bytes < 16 * MIB
+        assert after.file_bytes - before.file_bytes > 48 * MIB
+    held = b"\x01" * (64 * MIB)
+    assert measure_tree(os.getpid()).counted_bytes - before.counted_bytes > 48 * MIB
+    del held
+
+
+def test_memory_in_disguise_is_refused(tmp_path: Path) -> None:
+    refuse_memory(tmp_path)
+    assert filesystem(Path("/dev/shm")) == "tmpfs"
+    with pytest.raises(WorkspaceError, match="files are memory"):
+        refuse_memory(Path("/dev/shm"))
+
+
+def test_a_disk_without_room_is_named_with_both_figures(tmp_path: Path) -> None:
+    require_room(tmp_path, needed_bytes=1, allowed_bytes=1, what="a test")
+    with pytest.raises(WorkspaceError, match=r"a test needs .* TiB"):
+        require_room(tmp_path, needed_bytes=2**60, allowed_bytes=2**61, what="a test")
+    with pytest.raises(PlanRefused, match="1 B are allowed"):
+        require_room(tmp_path, needed_bytes=2, allowed_bytes=1, what="a test")
