@@ -176,6 +176,7 @@ def run_stage(stage: Stage, context: StageContext, *, execute: Execute = in_a_lo
     HeadraceError
         Any of our tree; what was committed before is intact and the next run resumes.
     """
+    context.workspace.prepare()
     app = stage.app(context)
     total = StageReport(stage=stage.name, n=_committed(stage, context), as_of=format_time(context.as_of))
     record_runs(context.workspace, app=app, committed=total.n)

@@ -27,11 +27,13 @@ _TYPES = {
     "bytea": pa.binary(),
 }
 _TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
+_NUMERIC_AS = {pa.int64(): "bigint", pa.float64(): "double precision", pa.string(): "text"}
 _DIGITS_OF_INT64 = 18
-# Declared types by the base type of a domain; numeric's modifier holds (precision << 16 | scale) + 4, -1 if it has none.
+# Of a domain its base type. The modifier of a numeric is (precision << 16 | scale) + 4, or -1.
 _COLUMNS = """
-SELECT a.attname::text, format_type(b.oid, NULL)::text, (CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END)::int8,
-       a.attnotnull, EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY (i.indkey))
+SELECT a.attname::text, format_type(b.oid, NULL)::text,
+       (CASE WHEN t.typtype = 'd' THEN t.typtypmod ELSE a.atttypmod END)::int8, a.attnotnull,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisprimary AND a.attnum = ANY (i.indkey))
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
      JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
@@ -105,7 +107,7 @@ class PostgreSQL:
 
         if self._connection is None:
             try:
-                # Each statement is its own transaction: nothing stays open between reads to hold the server's clean-up up.
+                # Each statement is its own transaction: none stays open between reads and holds up the server's vacuum.
                 connection = adbc_driver_postgresql.dbapi.connect(self._uri.get_secret_value(), autocommit=True)
                 with connection.cursor() as statement:
                     statement.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
@@ -113,7 +115,7 @@ class PostgreSQL:
             except _driver_error() as error:
                 raise SourceError(
                     f"the database cannot be reached: {scrub(str(error), self._uri)}",
-                    hint="check source.uri (host, port, database, user, password) and that the server accepts connections",
+                    hint="check source.uri (host, port, database, user, password), and that the server is up",
                 ) from None
             self._connection = connection
         return self._connection
@@ -175,5 +177,5 @@ def _selected(column: Column) -> str:
     if column.type == STAMP:
         return f"({name}::timestamp AT TIME ZONE 'UTC')"
     if column.declared == "numeric":
-        return f"{name}::{ {pa.int64(): 'bigint', pa.float64(): 'double precision'}.get(column.type, 'text') }"
+        return f"{name}::{_NUMERIC_AS[column.type]}"
     return name if column.declared in _TYPES else f"{name}::text"

@@ -90,7 +90,16 @@ class SQLite:
 
     def _where(self, wanted: Range) -> tuple[str, list[Any]]:
         cursor, key = quote(wanted.cursor.name), quote(wanted.key.name)
-        newest = self._rows(f"SELECT max({cursor}) FROM {wanted.table}", ())[0][0]
+        # Two queries, because an index serves one of min and max at a time.
+        ends = self._rows(
+            f"SELECT (SELECT min({cursor}) FROM {wanted.table}), (SELECT max({cursor}) FROM {wanted.table})", ()
+        )
+        oldest, newest = ends[0]
+        if isinstance(oldest, str) != isinstance(newest, str):  # numbers come before text, so no order of time is left
+            raise SourceError(
+                f"table {wanted.table}: the cursor {wanted.cursor.name!r} holds numbers and text: {oldest!r}, {newest!r}",
+                hint="write all of its times in the same way, or read a view that does",
+            )
         where, values = f"{cursor} <= ?", [written_like(newest, wanted.until)]
         if wanted.after is None:
             return where, values

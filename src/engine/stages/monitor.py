@@ -31,9 +31,9 @@ from engine.units import format_time, parse_time
 if TYPE_CHECKING:
     import polars as pl
 
-_COPIES = 5
+_COPIES = 6
 _SPAN_LABEL_BYTES = 100_000 * 120  # one span's labels while they are joined (features/labelled.py)
-_MODEL_BYTES = 96 * 2**20
+_MODEL_BYTES = 24 * 2**20  # encoders and histograms; the model itself is not loaded
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
 METRICS_SCHEMA = pa.schema(
@@ -98,7 +98,13 @@ class MonitorStage:
         if done:
             return ()
         periods = [[plan.bounds["previous"], format_time(plan.as_of)]] if plan.bounds["previous"] else []
-        inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of), "periods": periods}
+        inputs = {
+            **plan.bounds,
+            "n": plan.n,
+            "as_of": format_time(plan.as_of),
+            "periods": periods,
+            "imports": ["polars"],
+        }
         task = Task(self.name, f"monitor.{plan.n}", "engine.stages.monitor:run", inputs)
         return ((task, _projection(context)),)
 
@@ -159,6 +165,7 @@ def realised(context: StageContext, *, low: datetime, high: datetime) -> Metrics
         "models": _models(context),
         "periods": [[format_time(low), format_time(high)]],
         "bundle": "",
+        "imports": ["polars"],
         "weeks_from": format_time(high),
     }
     task = Task("monitor", "realised", "engine.stages.monitor:run", inputs)
@@ -322,7 +329,7 @@ def _groups(
         honest = pl.lit(value=False)
         for version, facts in inputs["models"].items():
             until = pl.lit(parse_time(facts["trained_until"]))
-            honest = honest | ((pl.col("model_version") == int(version)) & (pl.col(EVENT_TIME) > until))
+            honest = honest | ((pl.col("model_version") == int(version)) & (pl.col(EVENT_TIME) >= until))
         rows = rows.filter(honest)
         by_week = rows.with_columns(_week=pl.col(EVENT_TIME).dt.truncate("1w")).filter(pl.col(EVENT_TIME) >= weeks)
         for (version, week), part in by_week.group_by("model_version", "_week", maintain_order=True):

@@ -147,7 +147,7 @@ def _next_labels(context: StageContext, state: _State, raw_n: int) -> dict[str, 
 
 
 def _label_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
-    inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set}
+    inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.labels.{plan.n}", "engine.stages.prepare:run_labels", inputs)
     labels = _label_chunks(context.workspace, plan.bounds)
     rows = sum(chunk.rows for chunk in labels) + int(plan.bounds["pending_rows"])
@@ -366,7 +366,7 @@ def _reach(spec: PipelineSpec) -> int:
 
 
 def _gather_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
-    inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set}
+    inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.gather.{plan.n}", "engine.stages.prepare:run_gather", inputs)
     _, row_bytes = _increments(context, after_n=0, through_n=int(plan.bounds["raw_n"]))
     terms = {
@@ -438,6 +438,7 @@ def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskRe
         "spec": context.spec.feature_set,
         "code": context.spec_hash(),
         "slice": gathered.outputs["slice"],
+        "imports": ["polars"],
         "segments": _segments_in_reach(context, plan, gathered.outputs["segments"]),
     }
     task = Task(stage, f"{context.spec.feature_set}.search.{plan.n}", "engine.stages.prepare:run_search", inputs)
@@ -447,7 +448,7 @@ def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskRe
         "window results": _search_rows(context.spec, context.budget.batch_bytes) * features * 8 * 3,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**18,
-        "Polars and transform": 48 * 2**20,
+        "transform": 16 * 2**20,
     }
     return task, Projection(stage=stage, reserved_bytes=context.reserved.load(stage), terms=terms)
 

@@ -18,6 +18,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
 from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
+from engine.learning.learners import LIBRARIES
 from engine.ledger import Ledger, trained
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -27,7 +28,7 @@ from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
 _COPIES = 4
-_MODEL_BYTES = 96 * 2**20  # a loaded learner's library and trees, until measured
+_MODEL_BYTES = 32 * 2**20  # trees and encoders; the learner's library is in reserved
 
 
 def predictions_schema(key: pa.DataType) -> pa.Schema:
@@ -83,6 +84,7 @@ class ScoreStage:
             "version": champion.version,
             "bundle": facts.details["bundle"],
             "feature_set": feature_set,
+            "learner": facts.details["learner"],
             "chunks": [chunk.name for chunk in taken],
             "rows": sum(chunk.rows for chunk in taken),
             "through_n": taken[-1].n,
@@ -95,7 +97,8 @@ class ScoreStage:
         """Return the one task that scores the chunks."""
         if done:
             return ()
-        inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of)}
+        libraries = ["polars", *LIBRARIES[plan.bounds["learner"]]]
+        inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of), "imports": libraries}
         task = Task(self.name, f"score.{plan.n}", "engine.stages.score:run", inputs)
         features = len(context.spec.features.names())
         terms = {

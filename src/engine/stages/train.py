@@ -28,7 +28,7 @@ from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, pre
 from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
 from engine.learning.calibration import fit_calibration
 from engine.learning.drift import Reference, ReferenceBuilder
-from engine.learning.learners import learner
+from engine.learning.learners import LIBRARIES, learner
 from engine.learning.retrain import ChampionFacts, Decision, should_retrain
 from engine.learning.sampling import correct_prior, keep, sampling_rate_for
 from engine.learning.threshold import choose_threshold
@@ -138,7 +138,7 @@ class TrainStage:
             return ()
         features = len(context.spec.features.names())
         reserved = context.reserved.load(f"{self.name}.{('cache', 'fit')[len(done)]}")
-        inputs: dict[str, Any] = {**plan.bounds, "n": plan.n}
+        inputs: dict[str, Any] = {**plan.bounds, "n": plan.n, "imports": ["polars"]}
         shared = {
             "batches in flight": context.budget.batch_bytes * _COPIES,
             "labels of one span": _SPAN_LABEL_BYTES,
@@ -158,6 +158,7 @@ class TrainStage:
             terms = {**shared, "encoders and drift reference": features * 2**20}
         else:
             cached = done[0][0]
+            inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
             inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
             task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.stages.train:run_fit", inputs)
             parameters = context.spec.learner.parameters
@@ -175,6 +176,7 @@ class TrainStage:
             "feature_set": plan.bounds["feature_set"],
             "trained_until": plan.bounds["split"]["cutoff"],
             "split": plan.bounds["split"],
+            "learner": context.spec.learner.kind,
             "labels_n": context.workspace.table("labels").transaction("extract:labels"),
             "raw_rows": context.workspace.table("raw").rows(),
             "label_rows": context.workspace.table("labels").rows(),
@@ -286,13 +288,16 @@ def run_cache(task: Task, scope: Scope) -> TaskResult:
     encoder = builder.finish()
     features = len(encoder.feature_names)
     mine, parameters = learner(spec.learner.kind), spec.learner.parameters
-    fixed = sum(b for term, b in mine.project(0, features=features, parameters=parameters).items() if term != "rows")
-    rate = spec.learner.sampling_rate or sampling_rate_for(
-        rows=rows,
-        positives=positives,
-        available_bytes=max(0, int(task.inputs["available_bytes"]) - fixed),
-        bytes_per_row=mine.project(1_000_000, features=features, parameters=parameters)["rows"] / 1_000_000,
-    )
+    terms = mine.project(rows, features=features, parameters=parameters)
+    fixed = sum(size for term, size in terms.items() if term != "rows")
+    rate = spec.learner.sampling_rate or 1.0
+    if spec.learner.sampling_rate is None and terms["rows"]:
+        rate = sampling_rate_for(
+            rows=rows,
+            positives=positives,
+            available_bytes=max(0, int(task.inputs["available_bytes"]) - fixed),
+            bytes_per_row=terms["rows"] / rows,
+        )
     codes = dict(zip(encoder.categorical_indices, encoder.cardinalities, strict=True))
     reference = ReferenceBuilder(encoder.feature_names, categorical=codes)
     directory = _cache_dir(context.workspace, int(task.inputs["n"]))

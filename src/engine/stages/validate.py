@@ -21,6 +21,7 @@ from engine.features.labelled import LabelView, labelled_rows
 from engine.layout import BASELINE, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.bootstrap import paired_bootstrap
 from engine.learning.gate import judge
+from engine.learning.learners import LIBRARIES
 from engine.learning.metrics import metrics
 from engine.ledger import Entry, Ledger, champion_of, last_trained, trained
 from engine.memory.projection import Projection
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _COPIES = 6
 _SPAN_LABEL_BYTES = 100_000 * 120
-_MODEL_BYTES = 96 * 2**20
+_MODEL_BYTES = 32 * 2**20  # trees and encoders; the learner's library is in reserved
 _BYTES_PER_ROW = 2 * 8 + 1 + 60  # two scores and a label, and what the bootstrap holds
 
 
@@ -80,7 +81,10 @@ class ValidateStage:
         """Return the one task that scores the validation rows with both models."""
         if done:
             return ()
-        inputs = {**plan.bounds, "n": plan.n, "gate": context.spec.gate.model_dump(mode="json")}
+        kinds = {model["learner"] for model in (plan.bounds["candidate"], plan.bounds["champion"]) if model}
+        libraries = ["polars", *(library for kind in sorted(kinds) for library in LIBRARIES[kind])]
+        gate = context.spec.gate.model_dump(mode="json")
+        inputs = {**plan.bounds, "n": plan.n, "gate": gate, "imports": libraries}
         task = Task(self.name, f"validate.{plan.n}", "engine.stages.validate:run", inputs)
         terms = {
             "batches in flight": context.budget.batch_bytes * _COPIES,
@@ -119,7 +123,10 @@ class ValidateStage:
 
 
 def _model(entry: Entry) -> dict[str, Any]:
-    return {"version": entry.version, **{k: entry.details[k] for k in ("bundle", "feature_set", "threshold")}}
+    return {
+        "version": entry.version,
+        **{k: entry.details[k] for k in ("bundle", "feature_set", "threshold", "learner")},
+    }
 
 
 def _expected_rows(workspace: Workspace, candidate: Entry) -> int:

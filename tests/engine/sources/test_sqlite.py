@@ -1,0 +1,203 @@
+"""SQLite's loose types: declared ones decide, contradictions are named, nothing is created by reading."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pydantic import SecretStr
+
+from engine.errors import SourceError, SourceSchemaError
+from engine.sources import open_source
+
+EVER = datetime(2100, 1, 1, tzinfo=UTC)
+AT = "2020-01-01 00:00:00"
+EPOCH = 1_577_836_800  # the same in seconds
+
+
+def table_of(path: Path, declared: str, values: Sequence[Any]) -> SecretStr:
+    """Write a table with one column of a declared type and return its URI."""
+    connection = sqlite3.connect(path / "x.db")
+    connection.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP, v {declared})")
+    connection.executemany("INSERT INTO t VALUES (?, ?, ?)", [(key, AT, value) for key, value in enumerate(values)])
+    connection.commit()
+    connection.close()
+    return SecretStr(f"sqlite:///{path / 'x.db'}")
+
+
+def read(uri: SecretStr, *, batch_rows: int = 1_000, **more: Any) -> pa.Table:
+    with open_source(uri, **{"table": "t", "key": "id", "cursor": "at", **more}) as source:
+        batches = list(source.read(after=None, until=EVER, limit_rows=10**6, batch_rows=batch_rows))
+        return pa.Table.from_batches(batches, schema=source.schema())
+
+
+@pytest.mark.parametrize(
+    ("declared", "values", "expected"),
+    [
+        ("TEXT", [None] * 5_000 + ["x"], pa.string()),
+        ("REAL", [None] * 5_000 + [1.5], pa.float64()),
+        ("REAL", [1, 2, 2.5], pa.float64()),
+        ("NUMERIC", [1] * 3_000 + [2.5], pa.float64()),
+        ("DECIMAL(10,2)", [1, 2.25, None], pa.float64()),
+        ("INTEGER", [2**62, None, -5], pa.int64()),
+        ("BOOLEAN", [True, None, False], pa.bool_()),
+        ("BLOB", [b"\0\xff", None], pa.binary()),
+        ("VARCHAR(3)", ["ü", "", None], pa.string()),
+        ("", [None, 3, 4], pa.int64()),
+        ("", [1, 2.5], pa.float64()),
+        ("", ["a", None], pa.string()),
+        ("FLOATING POINT", [1.5, 2], pa.float64()),
+    ],
+)
+@pytest.mark.parametrize("batch_rows", [1, 1_000])
+def test_declared_types_decide(
+    tmp_path: Path, declared: str, values: list[Any], expected: pa.DataType, batch_rows: int
+) -> None:
+    column = read(table_of(tmp_path, declared, values), batch_rows=batch_rows).column("v")
+    assert column.type == expected
+    assert column.to_pylist() == values
+
+
+@pytest.mark.parametrize(
+    ("declared", "wrong"),
+    [("INTEGER", "seven"), ("INTEGER", 1.5), ("REAL", "much"), ("BOOLEAN", "yes"), ("BOOLEAN", 2), ("BLOB", "text")],
+)
+@pytest.mark.parametrize("row", [0, 2, 2_500])
+@pytest.mark.parametrize("batch_rows", [100, 10_000])
+def test_a_contradicting_value_is_named_with_its_row(
+    tmp_path: Path, declared: str, wrong: Any, row: int, batch_rows: int
+) -> None:
+    values: list[Any] = [None] * 3_000
+    values[row] = wrong
+    with pytest.raises(SourceError) as caught:
+        read(table_of(tmp_path, declared, values), batch_rows=batch_rows)
+    assert f"column 'v' is declared {declared.lower()}" in caught.value.message
+    assert f"id {row} " in caught.value.message
+    assert caught.value.hint
+
+
+def test_reading_never_makes_a_database(tmp_path: Path) -> None:
+    path = tmp_path / "none.db"
+    with pytest.raises(SourceError, match=r"there is no database file .*none\.db"):
+        read(SecretStr(f"sqlite:///{path}"))
+    assert not path.exists()
+
+
+def test_a_file_that_is_no_database_is_said_to_be_none(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(SourceError, match="cannot be") as caught:
+        read(SecretStr(f"sqlite:///{tmp_path / 'x.db'}"))
+    assert "x.db" in caught.value.message
+
+
+def test_a_relative_path_counts_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table_of(tmp_path, "TEXT", ["a"])
+    monkeypatch.chdir(tmp_path)
+    assert read(SecretStr("sqlite:///x.db")).num_rows == 1
+
+
+@pytest.mark.parametrize("name", ["a b%20c.db", "q?x.db", "h#y.db"][:1] + ["h#y.db"])
+def test_a_path_may_hold_characters_that_mean_something_in_a_uri(tmp_path: Path, name: str) -> None:
+    table_of(tmp_path, "TEXT", ["a"])
+    (tmp_path / "x.db").rename(tmp_path / name)
+    assert read(SecretStr(f"sqlite:///{tmp_path / name}")).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("declared", "write"),
+    [
+        ("TIMESTAMP", lambda t: t.strftime("%Y-%m-%d %H:%M:%S")),
+        ("DATETIME", lambda t: t.strftime("%Y-%m-%dT%H:%M:%S.%f")),
+        ("TEXT", lambda t: t.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        ("TEXT", lambda t: t.isoformat()),
+        ("TEXT", lambda t: t.strftime("%Y-%m-%d %H:%M:%S.%f+00:00")),
+        ("TEXT", lambda t: (t + timedelta(hours=2)).strftime("%Y-%m-%dT%H:%M:%S+02:00")),
+        ("INTEGER", lambda t: int(t.timestamp())),
+        ("INTEGER", lambda t: int(t.timestamp()) * 1_000),
+        ("TIMESTAMP", lambda t: int(t.timestamp()) * 1_000_000),
+        ("INTEGER", lambda t: int(t.timestamp()) * 1_000_000_000),
+        ("REAL", lambda t: t.timestamp()),
+    ],
+)
+def test_cursors_in_every_common_notation_are_read_to_until_and_resumed(
+    tmp_path: Path, declared: str, write: Any
+) -> None:
+    start = datetime(2020, 1, 1, 22, tzinfo=UTC)
+    times = [start + timedelta(hours=hour) for hour in range(6)]
+    connection = sqlite3.connect(tmp_path / "x.db")
+    connection.execute(f"CREATE TABLE t (id INTEGER PRIMARY KEY, at {declared})")
+    connection.executemany("INSERT INTO t VALUES (?, ?)", [(key, write(time)) for key, time in enumerate(times)])
+    connection.commit()
+    connection.close()
+    with open_source(SecretStr(f"sqlite:///{tmp_path / 'x.db'}"), table="t", key="id", cursor="at") as source:
+        first = pa.Table.from_batches(source.read(after=None, until=times[3], limit_rows=2, batch_rows=9))
+        after = source.position
+        rest = pa.Table.from_batches(source.read(after=after, until=times[3], limit_rows=9, batch_rows=9))
+        just_before = times[3] - timedelta(microseconds=1)
+        fewer = pa.Table.from_batches(source.read(after=after, until=just_before, limit_rows=9, batch_rows=9))
+    assert after is not None
+    assert after.cursor == write(times[1])
+    assert first.column("at").to_pylist() == times[:2]
+    assert rest.column("at").to_pylist() == times[2:4]
+    assert fewer.column("id").to_pylist() == [2]
+
+
+def test_a_date_is_its_midnight(tmp_path: Path) -> None:
+    uri = table_of(tmp_path, "DATE", ["2020-01-01", "2020-01-02", None])
+    first, second, third = read(uri).column("v").to_pylist()
+    assert (first, second, third) == (datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 2, tzinfo=UTC), None)
+    connection = sqlite3.connect(uri.get_secret_value().removeprefix("sqlite:///"))
+    connection.execute("UPDATE t SET v = '2020-01-03' WHERE v IS NULL")
+    connection.commit()
+    connection.close()
+    with open_source(uri, table="t", key="id", cursor="v") as source:
+        until = datetime(2020, 1, 2, tzinfo=UTC)
+        found = [batch.num_rows for batch in source.read(after=None, until=until, limit_rows=9, batch_rows=9)]
+    assert sum(found) == 2
+
+
+def test_a_column_named_as_time_is_one_whatever_is_declared(tmp_path: Path) -> None:
+    rows = read(table_of(tmp_path, "INTEGER", [EPOCH, None]), times=("v",))
+    assert rows.column("v").to_pylist() == [datetime(2020, 1, 1, tzinfo=UTC), None]
+
+
+def test_a_value_that_is_no_time_names_the_column(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="column 'v' holds a value that is no time.*yesterday") as caught:
+        read(table_of(tmp_path, "TIMESTAMP", [AT, "yesterday"]))
+    assert "ISO 8601" in caught.value.hint
+
+
+def test_a_cursor_of_numbers_and_text_is_refused_because_some_rows_would_never_come(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "x.db")
+    connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP)")
+    connection.executemany("INSERT INTO t VALUES (?, ?)", [(1, AT), (2, EPOCH)])
+    connection.commit()
+    connection.close()
+    with pytest.raises(SourceError, match="cursor 'at' holds numbers and text"):
+        read(SecretStr(f"sqlite:///{tmp_path / 'x.db'}"))
+
+
+def test_bytes_cannot_be_a_key(tmp_path: Path) -> None:
+    uri = table_of(tmp_path, "BLOB", [b"1"])
+    with pytest.raises(SourceSchemaError, match="bytes cannot be a key"):
+        read(uri, key="v")
+
+
+def test_a_range_is_served_by_an_index(tmp_path: Path) -> None:
+    uri = table_of(tmp_path, "TEXT", ["a"] * 10)
+    connection = sqlite3.connect(tmp_path / "x.db")
+    connection.execute("CREATE INDEX i ON t (at, id)")
+    plan = connection.execute(
+        "EXPLAIN QUERY PLAN SELECT 0 AS id, 'x' AS v, 0 AS r UNION ALL SELECT * FROM (SELECT id, v, 1 FROM t "
+        "WHERE at <= ? AND (at, id) > (?, ?) ORDER BY at, id LIMIT ?)",
+        (AT, AT, 3, 5),
+    ).fetchall()
+    connection.close()
+    assert any("USING INDEX i" in step[-1] for step in plan)
+    assert not any("TEMP B-TREE" in step[-1] for step in plan)
+    assert read(uri).num_rows == 10

@@ -1,0 +1,221 @@
+"""The loop on a small company: models compared with what was there before, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.bundle import Bundle, spec_for
+from engine.errors import LearningError, PlanRefused, RegistryError
+from engine.ledger import Ledger, last_trained, trained
+from engine.refs import StageReport
+from engine.registry import ModelRegistry
+from engine.stages.extract import ExtractStage
+from engine.stages.monitor import MonitorStage, last_record, realised
+from engine.stages.prepare import PrepareStage
+from engine.stages.promote import PromoteStage, previous_champion
+from engine.stages.score import ScoreStage
+from engine.stages.train import TrainStage, decide
+from engine.stages.validate import ValidateStage
+from engine.status import status
+from engine.units import parse_time
+from tests.engine.stages.conftest import FEBRUARY, MARCH, World
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def _loop(world: World, as_of: datetime, *, retrain: bool = True) -> dict[str, StageReport]:
+    reports = {}
+    for stage in (ExtractStage("raw"), ExtractStage("labels"), PrepareStage(), ScoreStage(), MonitorStage()):
+        reports[stage.name] = world.run(stage, as_of)
+    reasons = ("a test",) if retrain else ()
+    for stage in (TrainStage(reasons=reasons), ValidateStage(), PromoteStage()):
+        reports[stage.name] = world.run(stage, as_of)
+    return reports
+
+
+def _lenient(world: World, **changes: Any) -> None:
+    world.edit(gate={"floors": {}, "tolerance": 1.0}, **changes)
+
+
+def test_two_months_make_a_champion_score_once_and_measure_it_honestly(world: World) -> None:
+    _lenient(world)
+    first = _loop(world, FEBRUARY)
+    assert first["score"].slices == 0  # there was no champion
+    assert first["promote"].outputs["action"] == "promoted"
+    for report in first.values():
+        assert report.memory.measured_bytes <= report.memory.projected_bytes <= report.memory.allowed_bytes or (
+            report.memory.allowed_bytes == 0  # promote touches no rows
+        )
+    second = _loop(world, MARCH)
+    predictions = world.rows("predictions")
+    keys = [row["key"] for row in predictions]
+    assert len(keys) == len(set(keys))
+    assert {row["model_version"] for row in predictions} == {1}  # the one in use before the month
+    facts = trained(Ledger(world.workspace).history(), 1)
+    assert facts is not None
+    assert min(row["event_time"] for row in predictions) >= parse_time(facts.details["trained_until"])
+    assert second["score"].rows_out == len(keys)
+
+    period = second["monitor"].outputs["period"]
+    found = realised(world.context(MARCH), low=FEBRUARY, high=MARCH)
+    assert found is not None
+    assert found.average_precision == pytest.approx(period["average_precision"])
+    assert found.average_precision == pytest.approx(_by_hand(world, predictions))
+    assert 0 < period["positives"] < period["rows"] <= len(keys)
+
+    before = {
+        name: world.workspace.table(name).rows() for name in ("raw", "labels", "predictions", "metrics", "ledger")
+    }
+    again = _loop(world, MARCH, retrain=False)
+    assert all(report.slices == 0 for report in again.values())
+    assert before == {name: world.workspace.table(name).rows() for name in before}
+
+
+def _by_hand(world: World, predictions: list[dict[str, Any]]) -> float:
+    """Return the average precision of predictions whose outcome the database knows by March."""
+    from sklearn.metrics import average_precision_score
+
+    with sqlite3.connect(world.database) as connection:
+        outcomes = {
+            key: value
+            for key, value, at in connection.execute("SELECT flight_id, cancelled, labelled_at FROM outcomes")
+            if datetime.fromisoformat(at).replace(tzinfo=UTC) <= MARCH
+        }
+    rows = [row for row in predictions if FEBRUARY <= row["event_time"] < MARCH and row["key"] in outcomes]
+    return float(average_precision_score([outcomes[row["key"]] for row in rows], [row["score"] for row in rows]))
+
+
+def test_status_has_what_programs_ask_for(world: World) -> None:
+    _lenient(world)
+    assert status(world.spec)["champion"] is None
+    _loop(world, FEBRUARY)
+    found = json.loads(json.dumps(status(world.spec)))
+    metrics = found["champion"]["metrics"]
+    assert found["champion"]["version"] == 1
+    assert {"average_precision", "precision", "recall", "f1", "operating_point"} <= set(metrics)
+    assert {"rows", "version", "watermark"} == set(found["tables"]["raw"])
+    assert found["tables"]["raw"]["watermark"].startswith("2013-02-01")
+    for name in ("extract", "prepare", "train", "validate", "monitor"):
+        figures = found["stages"][name]
+        assert 0 < figures["reserved_bytes"] < figures["measured_bytes"] <= figures["allowed_bytes"]
+        assert figures["seconds"] > 0
+
+
+def test_the_second_learner_goes_through_the_same_loop(world: World) -> None:
+    _lenient(world, learner={"kind": "sgd"})
+    reports = _loop(world, FEBRUARY)
+    assert reports["promote"].outputs["action"] == "promoted"
+    assert _loop(world, MARCH)["score"].rows_out > 0
+
+
+def test_a_baseline_is_champion_number_zero(world: World) -> None:
+    with sqlite3.connect(world.database) as connection:
+        connection.execute("ALTER TABLE flights ADD COLUMN rule REAL")
+        connection.execute(  # a rule that knows the outcome: no candidate may beat it
+            "UPDATE flights SET rule = (SELECT cancelled FROM outcomes o WHERE o.flight_id = flights.flight_id)"
+        )
+    world.edit(gate={"floors": {}, "tolerance": 0.02}, baseline="rule")
+    outputs = _loop(world, FEBRUARY)["validate"].outputs
+    assert outputs["champion"]["average_precision"] == pytest.approx(1.0)
+    assert not outputs["passed"]
+    assert Ledger(world.workspace).champion() is None
+
+
+def test_rollback_returns_to_the_earlier_champion_and_says_why(world: World) -> None:
+    _lenient(world)
+    _loop(world, FEBRUARY)
+    with pytest.raises(RegistryError, match="no earlier champion"):
+        previous_champion(world.context(FEBRUARY))
+    _loop(world, MARCH)
+    ledger = Ledger(world.workspace)
+    champion = ledger.champion()
+    assert champion is not None
+    assert champion.version == 2
+    with pytest.raises(RegistryError, match="version 7 never was champion"):
+        world.run(PromoteStage(rollback_to=7), MARCH)
+    world.run(PromoteStage(rollback_to=previous_champion(world.context(MARCH)), reason="too many alerts"), MARCH)
+    champion = ledger.champion()
+    assert champion is not None
+    assert (champion.version, champion.action, champion.reasons) == (1, "rolled back", ("too many alerts",))
+    assert ModelRegistry(world.workspace.root, name="flights").alias("champion") == 1
+
+
+def test_an_edited_file_does_not_orphan_the_champion(world: World) -> None:
+    _lenient(world)
+    _loop(world, FEBRUARY)
+    old = world.spec.feature_set
+    features = world.spec.features.model_dump(mode="json")
+    world.edit(features={**features, "windows": features["windows"][:1]})
+    assert world.spec.feature_set != old
+    for stage in (ExtractStage("raw"), ExtractStage("labels"), PrepareStage()):
+        world.run(stage, MARCH)
+    decision = decide(world.context(MARCH), drift={})
+    assert any("features changed" in reason for reason in decision.reasons)
+    facts = last_trained(Ledger(world.workspace).history())
+    assert facts is not None
+    bundle = Bundle.load(world.workspace.root / facts.details["bundle"])
+    context = world.context(MARCH)
+    champion_spec = spec_for(bundle, context.spec)
+    assert champion_spec.feature_set == old
+    import dataclasses
+
+    from engine.stage import run_stage
+
+    run_stage(PrepareStage(), dataclasses.replace(context, spec=champion_spec))
+    assert world.run(ScoreStage(), MARCH).rows_out > 0  # by the champion, from its own prepared rows
+    for stage in (MonitorStage(), TrainStage(reasons=("a test",)), ValidateStage(), PromoteStage()):
+        report = world.run(stage, MARCH)
+    assert report.outputs["action"] == "promoted"
+    row = world.prepared()[0]
+    again = bundle.score(pa.Table.from_pylist([{**dict.fromkeys(bundle.features), **_plain(row)}] * 2))
+    assert np.isfinite(again).all()
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if isinstance(value, int | float | str)}
+
+
+def test_a_table_without_positives_and_one_without_rows_are_explained(world: World) -> None:
+    with sqlite3.connect(world.database) as connection:
+        connection.execute("UPDATE outcomes SET cancelled = 0")
+    for stage in (ExtractStage("raw"), ExtractStage("labels"), PrepareStage()):
+        world.run(stage, FEBRUARY)
+    with pytest.raises(LearningError, match="there is no positive among"):
+        world.run(TrainStage(reasons=("a test",)), FEBRUARY)
+    assert Ledger(world.workspace).history() == ()
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_a_row_is_read(world: World) -> None:
+    world.edit(resources={"memory": "50MiB"})
+    with pytest.raises(PlanRefused) as caught:
+        world.run(ExtractStage("raw"), FEBRUARY)
+    assert caught.value.details["smallest_budget_bytes"] > 50 * 2**20
+    assert not world.workspace.table("raw").exists()
+
+
+def test_a_small_budget_samples_negatives_and_corrects_the_probabilities(world: World) -> None:
+    _lenient(world)
+    learner = world.spec.learner.model_dump(mode="json")
+    world.edit(learner={**learner, "sampling_rate": 0.2})
+    reports = _loop(world, MARCH)
+    outputs = reports["train"].outputs
+    assert outputs["sampling_rate"] == 0.2
+    assert outputs["rows"] < 10_000
+    assert reports["validate"].outputs["candidate"]["calibration_error"] < 0.05
+    assert (last_record(world.context(MARCH)) or {})["champion"] == 0
+
+
+def test_absent_labels_are_negatives_once_their_delay_has_passed(world: World) -> None:
+    with sqlite3.connect(world.database) as connection:
+        connection.execute("DELETE FROM outcomes WHERE cancelled = 0")  # experts mark only positives
+    labels = world.spec.labels.model_dump(mode="json", exclude={"uri"})
+    _lenient(world, labels={**labels, "absent": "negative", "delay": "1d"})
+    outputs = _loop(world, MARCH - timedelta(days=5))["train"].outputs
+    assert outputs["rows"] > 10 * outputs["positives"] > 0
