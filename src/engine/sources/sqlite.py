@@ -24,7 +24,12 @@ _TIMES = ("timestamp", "datetime", "date")
 _ROW = "_headrace_row"
 _FIRST_VALUES = {"integer": "0", "real": "0.5", "text": "'x'", "blob": "x'00'"}
 # What may be stored in a column that is read as this. Numbers in a column of text are read as text.
-_ALLOWED = {"integer": "'integer'", "real": "'real', 'integer'", "text": "'text', 'integer', 'real'", "blob": "'blob'"}
+_ALLOWED = {
+    "integer": "'integer'",
+    "real": "'real', 'integer'",
+    "text": "'text', 'integer', 'real'",
+    "blob": "'blob', 'text'",
+}
 _ARROW = {"integer": pa.int64(), "real": pa.float64(), "text": pa.string(), "blob": pa.binary()}
 _SAMPLE_ROWS = 1_000
 _BUSY_MILLISECONDS = 10_000

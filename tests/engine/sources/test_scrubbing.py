@@ -19,13 +19,11 @@ def test_a_password_never_survives(password: str, around: str) -> None:
     assert password not in scrub(around.format(password), uri)
 
 
-@pytest.mark.parametrize("piece", ["p4ss", "w", "rd1", "host"])
+@pytest.mark.parametrize("piece", ["p4ss", "w", "rd1", "h0st"])
 def test_pieces_of_a_password_that_a_driver_took_apart_go_too(piece: str) -> None:
-    uri = SecretStr("postgresql://u:p4ss@w/rd1:host@127.0.0.1/db")
-    assert scrub(f'could not translate host name "{piece}" to address', uri) == (
-        'could not translate **** name "****" to address' if piece == "host" else
-        'could not translate **** name "****" to address'
-    )  # fmt: skip
+    uri = SecretStr("postgresql://u:p4ss@w/rd1:h0st@127.0.0.1/db")
+    message = f'could not translate host name "{piece}" to address'
+    assert scrub(message, uri) == 'could not translate host name "****" to address'
 
 
 def test_a_decoded_password_goes_too() -> None:

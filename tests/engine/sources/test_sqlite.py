@@ -65,7 +65,7 @@ def test_declared_types_decide(
 
 @pytest.mark.parametrize(
     ("declared", "wrong"),
-    [("INTEGER", "seven"), ("INTEGER", 1.5), ("REAL", "much"), ("BOOLEAN", "yes"), ("BOOLEAN", 2), ("BLOB", "text")],
+    [("INTEGER", "seven"), ("INTEGER", 1.5), ("REAL", "much"), ("BOOLEAN", "yes"), ("BOOLEAN", 2)],
 )
 @pytest.mark.parametrize("row", [0, 2, 2_500])
 @pytest.mark.parametrize("batch_rows", [100, 10_000])
@@ -101,7 +101,7 @@ def test_a_relative_path_counts_from_the_working_directory(tmp_path: Path, monke
     assert read(SecretStr("sqlite:///x.db")).num_rows == 1
 
 
-@pytest.mark.parametrize("name", ["a b%20c.db", "q?x.db", "h#y.db"][:1] + ["h#y.db"])
+@pytest.mark.parametrize("name", ["a b%20c.db", "h#y.db", "ü.db"])
 def test_a_path_may_hold_characters_that_mean_something_in_a_uri(tmp_path: Path, name: str) -> None:
     table_of(tmp_path, "TEXT", ["a"])
     (tmp_path / "x.db").rename(tmp_path / name)
