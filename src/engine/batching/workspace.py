@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from engine.batching.journal import Journal
 from engine.batching.tables import Table
 from engine.errors import WorkspaceLocked, disk_error
 from engine.memory.disk import refuse_memory
+
+_LOCK = "lock"
 
 
 class Workspace:
@@ -73,6 +76,14 @@ class Workspace:
             raise disk_error(error, str(self.root)) from None
         refuse_memory(self.scratch)
 
+    def empty(self) -> None:
+        """Remove everything in it but the lock, which the caller holds."""
+        for entry in self.root.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+
     @contextlib.contextmanager
     def lock(self, *, wait_seconds: float = 0.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the pipeline's one lock; it is released with the process, however that ends.
@@ -91,7 +102,7 @@ class Workspace:
         """
         self.prepare()
         until = time.monotonic() + wait_seconds
-        with open(self.root / "lock", "a+") as handle:
+        with open(self.root / _LOCK, "a+") as handle:
             while not _locked(handle):
                 handle.seek(0)
                 holder = handle.read().strip() or "unknown"
