@@ -88,6 +88,8 @@ class TaskEnded:
     outcome: str
     measured_bytes: int
     seconds: float = 0.0
+    reserved_bytes: int = 0
+    projected_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,6 @@ def history(pipeline: Pipeline, as_json: Json = False) -> None:
 def check(pipeline: Pipeline, as_json: Json = False) -> None:
     """Check the pipeline file, reach its source, and warn of leaks. Exit code 2 when there is an error."""
     from engine.sources.check import check_pipeline
-
     from engine.specfile import load_spec
 
     spec = load_spec(pipeline)
@@ -182,6 +181,34 @@ def profile_run(
     from headrace.profiling_run import profile_stage
 
     show.profile(profile_stage(pipeline, stage=stage, as_of=as_of, memory=memory), as_json=as_json)
+
+
+@profile_app.command("compare")
+def profile_compare(
+    before: Annotated[Path, typer.Argument(help="A recording: its directory under <workspace>/profiles.")],
+    after: Annotated[Path, typer.Argument(help="Another one.")],
+    as_json: Json = False,
+) -> None:
+    """Show two recordings side by side: peak and seconds by task."""
+    from profiling.comparison import compare
+    from profiling.recorder import read_recording
+
+    for path in (before, after):
+        if not path.exists():
+            raise HeadraceError(f"there is no recording {path}", hint="headrace profile run makes one")
+    show.comparison(compare(read_recording(before), read_recording(after)), as_json=as_json)
+
+
+@profile_app.command("leaks")
+def profile_leaks(
+    capture: Annotated[Path, typer.Argument(help="A memray capture, *.bin, of a profile.")], as_json: Json = False
+) -> None:
+    """Show what a task never gave back, by place in the code, largest first."""
+    from profiling.leaks import leaks
+
+    if not capture.exists():
+        raise HeadraceError(f"there is no capture {capture}", hint="headrace profile run says where its captures are")
+    show.leaks(leaks(capture), as_json=as_json)
 
 
 def main() -> None:

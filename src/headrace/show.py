@@ -15,9 +15,10 @@ from engine.errors import HeadraceError
 from engine.units import format_bytes
 
 if TYPE_CHECKING:
-    from engine.sources.check import Finding
-
     from engine.ledger import Entry
+    from engine.sources.check import Finding
+    from profiling.comparison import Compared
+    from profiling.leaks import Leak
 
 _OUT = Console()
 _ERR = Console(stderr=True)
@@ -108,6 +109,30 @@ def profile(value: Mapping[str, Any], *, as_json: bool) -> None:
         return
     for name, text in value.items():
         _OUT.print(f"{name}: {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def comparison(rows: Sequence[Compared], *, as_json: bool) -> None:
+    """Print two recordings side by side."""
+    if as_json:
+        _json([asdict(row) for row in rows])
+        return
+    table = Table("task", "peak before", "peak after", "seconds before", "seconds after", box=None)
+    for row in rows:
+        peaks = ["-" if size is None else format_bytes(size) for size in row.peak_bytes]
+        seconds = ["-" if value is None else f"{value:.1f}" for value in row.seconds]
+        table.add_row(row.name, *peaks, *seconds)
+    _OUT.print(table)
+
+
+def leaks(rows: Sequence[Leak], *, as_json: bool) -> None:
+    """Print what was never given back."""
+    if as_json:
+        _json([asdict(row) for row in rows])
+        return
+    table = Table("bytes", "allocations", "where", box=None)
+    for row in rows:
+        table.add_row(format_bytes(row.bytes), f"{row.allocations:,}", row.where)
+    _OUT.print(table)
 
 
 def error(value: HeadraceError) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from engine.errors import HeadraceError
 from engine.sources.check import check_pipeline, check_schema, open_labels, open_rows
 from engine.specfile import load_spec
@@ -128,8 +129,8 @@ def test_a_missing_tail_number_gives_the_label_away(connection: sqlite3.Connecti
 
 def test_incremental_reads_are_served_by_indexes(connection: sqlite3.Connection) -> None:
     for table, cursor in (("flights", "updated_at"), ("outcomes", "labelled_at")):
-        sql = f"EXPLAIN QUERY PLAN SELECT * FROM {table} WHERE ({cursor}, flight_id) > ('2013', 1) ORDER BY {cursor}, flight_id"
-        steps = [step[-1] for step in connection.execute(sql)]
+        sql = f"SELECT * FROM {table} WHERE ({cursor}, flight_id) > ('2013', 1) ORDER BY {cursor}, flight_id"
+        steps = [step[-1] for step in connection.execute(f"EXPLAIN QUERY PLAN {sql}")]
         assert len(steps) == 1
         assert "USING INDEX" in steps[0]
 

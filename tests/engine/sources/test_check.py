@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from engine.errors import SourceSchemaError, SpecError
 from engine.sources.check import Finding, check_pipeline, check_schema
 from engine.spec import PipelineSpec
@@ -144,6 +145,6 @@ def test_a_pipeline_is_checked_against_its_real_source(sqlite_database: Any, tmp
     (tmp_path / "gone.py").write_text("")
     found = check_pipeline(make(uri, features={"numeric": ["amount", "x"], "transform": "gone:f"}), directory=tmp_path)
     assert [(one.severity, one.where) for one in found] == [("info", "labels")]  # no rows yet
+    labels = {"table": "l2", "key": "id", "value": "bad", "labelled_at": "labelled_at"}
     with pytest.raises(SourceSchemaError, match="no table 'l2'"):
-        labels = {"table": "l2", "key": "id", "value": "bad", "labelled_at": "labelled_at"}
         check_pipeline(make(uri, labels=labels, features={"numeric": ["amount"]}), directory=tmp_path)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+
 from engine.errors import SourceError, SpecError
 from engine.sources.draft import draft_from, draft_pipeline
 from engine.specfile import parse_spec
-from pydantic import SecretStr
 
 
 def make_shop(database: Any) -> None:

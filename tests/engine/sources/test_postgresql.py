@@ -30,11 +30,13 @@ def test_types_are_read_as_documented(postgresql_database: Any) -> None:
     execute("CREATE DOMAIN price AS numeric(8, 2)")
     execute(
         "CREATE TABLE t (id int8 PRIMARY KEY, at timestamptz, plain timestamp, d date, small int2, i int4, f float4, "
-        "g float8, b bool, whole numeric(12, 0), n numeric, p price, u uuid, j jsonb, m mood, a int[], c char(5), x bytea)"
+        "g float8, b bool, whole numeric(12, 0), n numeric, p price, u uuid, j jsonb, m mood, a int[], c char(5), "
+        "x bytea)"
     )
     execute(
         "INSERT INTO t VALUES (1, '2020-01-01 13:00+01', '2020-01-01 12:00', '2020-01-01', 1, 2, 0.5, 0.25, true, "
-        "123456789012, 1.5, 9.75, '6f9619ff-8b86-d011-b42d-00c04fc964ff', '{\"a\": 1}', 'happy', '{1,2}', 'ab', '\\x00ff')"
+        "123456789012, 1.5, 9.75, '6f9619ff-8b86-d011-b42d-00c04fc964ff', '{\"a\": 1}', 'happy', '{1,2}', 'ab', "
+        "'\\x00ff')"
     )
     execute("INSERT INTO t (id, at) VALUES (2, '2020-01-01 12:00+00')")
     rows = read(postgresql_database)
@@ -53,7 +55,7 @@ def test_types_are_read_as_documented(postgresql_database: Any) -> None:
     ("kind", "keys"),
     [
         ("uuid", ["00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"]),
-        ("numeric", ["12345678901234567890123456789", "12345678901234567890123456790"]),
+        ("numeric", ["9", "12345678901234567890123456789", "12345678901234567890123456790"]),
         ("char(4)", ["aaaa", "aaab"]),
         ("text", ["a", "b"]),
         ("smallint", ["1", "2"]),
@@ -64,7 +66,7 @@ def test_keys_of_any_type_resume_exactly(postgresql_database: Any, kind: str, ke
     postgresql_database.insert("t", [(key, "2020-01-01 12:00:00.000001+00") for key in keys])
     with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
         seen = []
-        for _ in range(3):
+        for _ in range(len(keys) + 1):
             for batch in source.read(after=source.position, until=EVER, limit_rows=1, batch_rows=1):
                 seen += [str(key) for key in batch.column("id").to_pylist()]
             assert source.position == Position.from_json(json.loads(json.dumps(source.position.to_json())))
@@ -152,9 +154,9 @@ def test_an_error_in_the_middle_of_reading_says_what_survives(postgresql_databas
     ],
 )
 def test_a_password_is_in_no_message_of_a_server_that_cannot_be_reached(uri: str) -> None:
-    with open_source(SecretStr(uri), table="t", key="id", cursor="at") as source:
-        with pytest.raises(SourceError, match="cannot be reached") as caught:
-            source.schema()
+    source = open_source(SecretStr(uri), table="t", key="id", cursor="at")
+    with source, pytest.raises(SourceError, match="cannot be reached") as caught:
+        source.schema()
     error = caught.value
     shown = str(error) + repr(error) + "".join(traceback.format_exception(error)) + json.dumps(error.to_json())
     shown += repr(source) + repr(vars(source))
@@ -177,9 +179,9 @@ def test_a_wrong_password_is_refused_without_showing_it(postgresql_database: Any
                 file.write("local all reader scram-sha-256\n" + before)
             work.execute("SELECT pg_reload_conf()")
             uri = postgresql_database.uri.get_secret_value().replace("postgres:@", "reader:WrongSecret@")
-            with open_source(SecretStr(uri), table="t", key="id", cursor="at") as source:
-                with pytest.raises(SourceError, match="password authentication failed") as caught:
-                    source.schema()
+            source = open_source(SecretStr(uri), table="t", key="id", cursor="at")
+            with source, pytest.raises(SourceError, match="password authentication failed") as caught:
+                source.schema()
             assert "WrongSecret" not in "".join(traceback.format_exception(caught.value))
         finally:
             with open(path, "w") as file:

@@ -81,6 +81,13 @@ def test_a_contradicting_value_is_named_with_its_row(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("batch_rows", [100, 10_000])
+def test_what_contradicts_does_not_depend_on_the_size_of_a_batch(tmp_path: Path, batch_rows: int) -> None:
+    values = [1] * 1_500 + ["12"]  # a column without a type is what its first values are
+    with pytest.raises(SourceError, match="column 'v' is declared untyped, but in the row with id 1500 it holds text"):
+        read(table_of(tmp_path, "", values), batch_rows=batch_rows)
+
+
 def test_reading_never_makes_a_database(tmp_path: Path) -> None:
     path = tmp_path / "none.db"
     with pytest.raises(SourceError, match=r"there is no database file .*none\.db"):
@@ -167,7 +174,7 @@ def test_a_column_named_as_time_is_one_whatever_is_declared(tmp_path: Path) -> N
 
 
 def test_a_value_that_is_no_time_names_the_column(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="column 'v' holds a value that is no time.*yesterday") as caught:
+    with pytest.raises(SourceError, match=r"column 'v' holds a value that is no time.*yesterday") as caught:
         read(table_of(tmp_path, "TIMESTAMP", [AT, "yesterday"]))
     assert "ISO 8601" in caught.value.hint
 
