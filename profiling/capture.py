@@ -28,6 +28,24 @@ def capture_path(stage: str, task: str, *, directory: Path) -> Path:
     return directory / f"{safe}.bin"
 
 
+def keep_capture(stage: str, task: str, *, directory: Path, number: int) -> Path | None:
+    """Give the capture of a task that has ended a name of its own, and return it; None where there is none.
+
+    Parameters
+    ----------
+    stage, task
+        As the task's events name them.
+    directory
+        Of the launcher.
+    number
+        Counts the tasks, attempts included.
+    """
+    capture = capture_path(stage, task, directory=directory)
+    if not capture.exists():
+        return None
+    return capture.rename(capture.with_name(f"{number:03d}-{capture.name}"))
+
+
 def flame_graph(capture: Path) -> Path:
     """Write memray's flame graph beside a capture, also one that a kill cut off, and return its path.
 

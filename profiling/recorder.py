@@ -28,6 +28,7 @@ class TaskRecording:
     batches: list[tuple[float, int, int]] = field(default_factory=list)  # rows, bytes
     chunks: list[tuple[float, str, int]] = field(default_factory=list)  # path, rows
     pressures: list[tuple[float, str]] = field(default_factory=list)  # level
+    notes: list[str] = field(default_factory=list)
     outcome: str = "running"
     ended: float | None = None
     reserved_bytes: int = 0
@@ -112,6 +113,8 @@ def _add(tasks: list[TaskRecording], at: float, event: events.Event) -> None:
         mine.chunks.append((at, event.path, event.rows))
     elif isinstance(event, events.Pressure):
         mine.pressures.append((at, event.level))
+    elif isinstance(event, events.Note):
+        mine.notes.append(event.message)
     elif isinstance(event, events.TaskEnded):
         mine.ended, mine.outcome, mine.measured_bytes = at, event.outcome, event.measured_bytes
         mine.reserved_bytes, mine.projected_bytes = event.reserved_bytes, event.projected_bytes

@@ -12,13 +12,13 @@ from typing import Self
 from engine import events
 from engine.errors import HeadraceError
 from engine.refs import Task
-from profiling.capture import capture_path, flame_graph, launcher
+from profiling.capture import flame_graph, keep_capture, launcher
 from profiling.recorder import Recorder, read_recording
 from profiling.report import render
 
 
 class ProfilingSession:
-    """Records the tasks of a run.
+    """Records the tasks of a run, which run one after another.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class ProfilingSession:
         self.directory = directory / datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")
         self._title = title
         self._recorder = Recorder(self.directory)
-        self.failures: list[str] = []  # flame graphs that could not be made, with the reason
+        self._captures: list[Path | None] = []  # of each start of a task, in order; a task that is retried has several
 
     @property
     def page(self) -> Path:
@@ -40,8 +40,13 @@ class ProfilingSession:
         return self.directory / "memory.html"
 
     def hook(self, event: events.Event) -> None:
-        """Observe one event."""
+        """Observe one event; a task's capture is put aside when it ends, since its next attempt would overwrite it."""
         self._recorder(event)
+        if isinstance(event, events.TaskStarted):
+            self._captures.append(None)
+        elif isinstance(event, events.TaskEnded):
+            number = len(self._captures)
+            self._captures[-1] = keep_capture(event.stage, event.task, directory=self.directory, number=number)
 
     def launcher(self, task: Task) -> tuple[str, ...]:
         """Return the command that runs a task's child under memray."""
@@ -54,14 +59,14 @@ class ProfilingSession:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         """Write flame graphs and page, however the run ended."""
         self._recorder.close()
-        tasks = read_recording(self.directory)
-        links: dict[tuple[str, str], str] = {}
-        for task in tasks:
-            capture = capture_path(task.stage, task.task, directory=self.directory)
-            if not capture.exists():
+        links: dict[int, str] = {}
+        failures: list[str] = []
+        for place, capture in enumerate(self._captures):
+            if capture is None:
                 continue
             try:
-                links[task.stage, task.task] = flame_graph(capture).name
+                links[place] = flame_graph(capture).name
             except HeadraceError as error:
-                self.failures.append(error.message)
-        self.page.write_text(render(tasks, title=self._title, flame_graphs=links), encoding="utf-8")
+                failures.append(error.message)
+        page = render(read_recording(self.directory), title=self._title, flame_graphs=links, failures=failures)
+        self.page.write_text(page, encoding="utf-8")

@@ -7,33 +7,27 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from engine.batching import Workspace
+from engine.batching import Table, Workspace
 from engine.errors import HeadraceError, SpecError
-from engine.ledger import Ledger, last_trained
-from engine.refs import StageReport
+from engine.ledger import Entry, Ledger, last_trained
+from engine.memory.projection import Projection
+from engine.refs import StageReport, Task, TaskResult
 from engine.specfile import load_spec
-from engine.stage import Stage, StageContext, run_stage
+from engine.stage import Outcome, Plan, Stage, StageContext, run_stage
 from engine.stages.extract import ExtractStage
 from engine.stages.monitor import MonitorStage
 from engine.stages.prepare import PrepareStage
 from engine.stages.score import ScoreStage
 from engine.stages.train import TrainStage
 from engine.stages.validate import ValidateStage
-from engine.units import format_bytes, parse_bytes
+from engine.units import format_bytes, format_time, parse_bytes
 from profiling.session import ProfilingSession
 
-_STAGES: dict[str, tuple[Stage, ...]] = {
-    "extract": (ExtractStage("raw"), ExtractStage("labels")),
-    "prepare": (PrepareStage(),),
-    "train": (TrainStage(reasons=("profiled",)),),
-    "validate": (ValidateStage(),),
-    "score": (ScoreStage(),),
-    "monitor": (MonitorStage(),),
-}
 _TAKEN_BACK: dict[str, tuple[str, ...]] = {
     "extract": ("tables/raw", "tables/labels", "plans/extract", "commits/extract"),
     "prepare": ("tables/prepared", "tables/label_events", "plans/prepare", "commits/prepare", "segments", "pending"),
@@ -42,7 +36,55 @@ _TAKEN_BACK: dict[str, tuple[str, ...]] = {
     "score": ("tables/predictions", "plans/score", "commits/score"),
     "monitor": ("tables/metrics", "plans/monitor", "commits/monitor"),
 }
+# Not the registry: see _Unregistered. Not tasks and caches: they are what makes a stage finish without working.
 _COPIED = ("tables", "plans", "commits", "segments", "pending", "bundles", "memory")
+
+
+class _Unregistered:
+    """A stage whose one slice is entered in the copy's ledger and nowhere else.
+
+    A model registry is outside the copy, on another machine perhaps, and hears nothing of a profile.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._ran = False
+        self.name = stage.name
+
+    def app(self, context: StageContext) -> str:
+        return self._stage.app(context)
+
+    def primary(self, context: StageContext) -> Table:
+        return self._stage.primary(context)
+
+    def next_plan(self, context: StageContext) -> Mapping[str, Any] | None:
+        return None if self._ran else self._stage.next_plan(context)
+
+    def phase(
+        self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
+    ) -> Sequence[tuple[Task, Projection]]:
+        return self._stage.phase(context, plan, done)
+
+    def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
+        self._ran = True
+        entry = Entry(app=plan.app, n=plan.n, as_of=format_time(plan.as_of), action="kept", version=0)
+
+        def publish() -> None:
+            Ledger(context.workspace).enter(entry)
+
+        return dataclasses.replace(self._stage.finish(context, plan, done), publish=publish)
+
+
+def _stages(name: str) -> tuple[Stage, ...]:
+    stages: dict[str, tuple[Stage, ...]] = {
+        "extract": (ExtractStage("raw"), ExtractStage("labels")),
+        "prepare": (PrepareStage(),),
+        "train": (_Unregistered(TrainStage(reasons=("profiled",))),),
+        "validate": (_Unregistered(ValidateStage()),),
+        "score": (ScoreStage(),),
+        "monitor": (MonitorStage(),),
+    }
+    return stages[name]
 
 
 def profile_stage(
@@ -50,19 +92,18 @@ def profile_stage(
 ) -> dict[str, Any]:
     """Run a stage under memray and return where its page is, with the four figures.
 
-    The stage runs on a copy of the workspace, made of hard links, in which its own last commit is taken back: it does
-    real
-    work on real tables and changes none of them. The copy is removed at the end.
+    The stage runs on a copy of the workspace, made of hard links, in which what it committed is taken back: it does
+    real work on real tables and changes none of them, nor the model registry. The copy is removed at the end.
 
     Raises
     ------
     SpecError
         There is no such stage.
     HeadraceError
-        The stage has nothing to do; or what the stage raised.
+        The stage has nothing to do; or what the stage raised, with the place of the page in its hint.
     """
-    if stage not in _STAGES:
-        raise SpecError(f"--stage: there is no stage {stage!r} to profile", hint=f"allowed: {', '.join(_STAGES)}")
+    if stage not in _TAKEN_BACK:
+        raise SpecError(f"--stage: there is no stage {stage!r} to profile", hint=f"allowed: {', '.join(_TAKEN_BACK)}")
     spec = load_spec(pipeline)
     if memory is not None:
         resources = spec.resources.model_copy(update={"memory": parse_bytes(memory)})
@@ -82,7 +123,14 @@ def profile_stage(
                 launcher=session.launcher,
             )
             with session:
-                reports = [run_stage(one, context) for one in _STAGES[stage]]
+                reports = [run_stage(one, context) for one in _stages(stage)]
+        except HeadraceError as error:
+            if session.page.exists():
+                error.details["page"] = str(session.page)
+                error.hint = "; ".join(
+                    part for part in (error.hint, f"the profile up to there: {session.page}") if part
+                )
+            raise
         finally:
             shutil.rmtree(copy, ignore_errors=True)
     report = reports[0]

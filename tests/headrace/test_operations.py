@@ -141,13 +141,18 @@ def test_the_pipeline_file_fits_and_the_check_finds_the_tail_number(
     monkeypatch.setenv("HEADRACE_HOME", str(whole[0].parent))
     spec = load_spec(PIPELINE)
     with open_rows(spec) as rows, open_labels(spec) as labels:
-        assert check_schema(spec, rows.schema(), labels.schema()) == ()
+        found = check_schema(spec, rows.schema(), labels.schema())
+    assert [finding.severity for finding in found] == ["info"]
     found = check_pipeline(spec, directory=PIPELINE.parent)
-    assert [(finding.severity, finding.where) for finding in found] == [("info", "tail_number")]
+    made, leak = found
+    assert (made.severity, made.where) == ("info", "features.transform")
+    assert made.message.endswith(": hour, weekday")
+    assert (leak.severity, leak.where) == ("info", "tail_number")
     features = spec.features.model_copy(update={"categorical": (*spec.features.categorical, "tail_number")})
     leaky = spec.model_copy(update={"features": features})
     found = check_pipeline(leaky, directory=PIPELINE.parent)
-    assert [(finding.severity, finding.where) for finding in found] == [("warning", "features.categorical")]
+    severities = [(finding.severity, finding.where) for finding in found]
+    assert severities == [("warning", "features.categorical"), ("info", "features.transform")]
     assert "being null" in found[0].message
 
 

@@ -25,7 +25,9 @@ Transform = Callable[[pa.Table], pa.Table]
 _SHOWN_NAMES = 40
 
 
-def check_pipeline(spec: PipelineSpec, *, directory: Path, transform: Transform | None = None) -> tuple[Finding, ...]:
+def check_pipeline(
+    spec: PipelineSpec, *, directory: Path, sample_rows: int = 100_000, transform: Transform | None = None
+) -> tuple[Finding, ...]:
     """Return what is wrong or suspect about a pipeline, reaching its source: errors first.
 
     Parameters
@@ -34,6 +36,8 @@ def check_pipeline(spec: PipelineSpec, *, directory: Path, transform: Transform 
         The pipeline.
     directory
         Where the module of ``features.transform`` lies: the pipeline file's directory.
+    sample_rows
+        Labelled rows in which to look for leaks.
     transform
         That function, on tables. Without it, any feature that is not in the source may be one of the transform's.
 
@@ -46,7 +50,7 @@ def check_pipeline(spec: PipelineSpec, *, directory: Path, transform: Transform 
         found = [*_transform_findings(spec, directory)]
         found += check_schema(spec, rows.schema(), labels.schema(), transform=transform)
         if not any(finding.severity == "error" for finding in found):
-            found += check_leaks(spec, rows, labels, transform=transform)
+            found += check_leaks(spec, rows, labels, sample_rows=sample_rows, transform=transform)
     order = ("error", "warning", "info")
     return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
 
@@ -119,6 +123,12 @@ def _columns(spec: PipelineSpec, source: pa.Schema, schema: pa.Schema, *, comple
             yield from _use(where, name, schema.field(name).type)
         elif complete:
             yield _missing(where, name, names)
+    made = list(dict.fromkeys(name for _, name in uses if name not in names))
+    if made and not complete:
+        near = ((name, difflib.get_close_matches(name, names, n=1, cutoff=0.8)) for name in made)
+        meant = "; ".join(f"{name!r}: did you mean {found[0]!r}?" for name, found in near if found)
+        message = f"it has to make what is not in the source: {', '.join(made)}"
+        yield Finding("info", "features.transform", message, meant)
     for where, name in uses[: len(features.numeric) + len(features.categorical)]:
         if name == spec.source.key:
             yield Finding(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 from pydantic import SecretStr
@@ -20,6 +20,9 @@ from engine.sources.scrubbing import masked
 _EVENT_WORDS = ("event", "scheduled", "occurred", "happened", "created", "ordered", "time", "date", "timestamp", "at")
 _CURSOR_WORDS = ("updated", "modified", "changed", "inserted", "ingested", "loaded", "created")
 _LABEL_TABLES = ("label", "outcome", "verdict", "review", "annotation", "feedback", "result", "target")
+_MOST_TABLES = 100  # looked at for labels: each is a query
+_LATE = re.compile(r"(?i)actual|closed|completed|resolved|settled|final|outcome|result|verdict|delay|refund")
+_MANY_VALUES = re.compile(r"(?i)(^|_)(id|uuid|hash|token|name|email|phone|address|url|ip|text|comment|description)s?$")
 _LABEL_VALUES = ("label", "is_", "target", "positive", "fraud", "outcome", "verdict", "value")
 _LABEL_TIMES = ("labelled", "labeled", "reviewed", "decided", "closed", "updated", "created", "at")
 
@@ -68,18 +71,39 @@ def draft_pipeline(uri: SecretStr, table: str) -> str:
                 f"there is no table {table!r} in the source", hint=nearest(table, tables, what="tables")
             )
         others = [name for name in sorted(tables, key=lambda name: _rank(name, _LABEL_TABLES)) if name != table]
-        label_table = others[0] if others and _rank(others[0], _LABEL_TABLES) < len(_LABEL_TABLES) else None
-        label_columns = dialect.columns(label_table, key=None, times=()) if label_table else []
+        known = {name: dialect.columns(name, key=None, times=()) for name in others[:_MOST_TABLES]}
     finally:
         dialect.close()
-    return _Draft(uri, table, columns, label_table, label_columns).text()
+    candidates = _label_tables(known, key=_key(columns, near=table), table=table)
+    return _Draft(uri, table, columns, candidates, known).text()
+
+
+def _label_tables(known: Mapping[str, Sequence[Column]], *, key: str | None, table: str) -> list[str]:
+    """Return the tables that may hold the labels, the likeliest first: those with the key, or else with such a name."""
+
+    def named_so(name: str) -> bool:
+        return _rank(name, _LABEL_TABLES) < len(_LABEL_TABLES)
+
+    def is_likely(name: str) -> bool:
+        kinds = [column.type for column in known[name]]
+        return named_so(name) or (any(map(pa.types.is_boolean, kinds)) and any(map(pa.types.is_timestamp, kinds)))
+
+    keys = _foreign_keys(table) if key is None or key.lower() == "id" else {key.lower()}
+    having = [name for name, columns in known.items() if any(column.name.lower() in keys for column in columns)]
+    ranked = sorted(having, key=lambda name: (not is_likely(name), _rank(name, _LABEL_TABLES)))
+    return ranked or [name for name in known if named_so(name)]
 
 
 class _Draft:
     """The guesses, and the file that they make."""
 
     def __init__(
-        self, uri: SecretStr, table: str, columns: list[Column], label_table: str | None, label_columns: list[Column]
+        self,
+        uri: SecretStr,
+        table: str,
+        columns: list[Column],
+        label_tables: list[str],
+        known: Mapping[str, list[Column]],
     ) -> None:
         self._name = re.sub(r"[^A-Za-z0-9_]+", "_", table.rpartition(".")[2]).strip("_") or "pipeline"
         if not re.match(r"[A-Za-z_]", self._name):
@@ -89,7 +113,9 @@ class _Draft:
         self._uri, self._has_secret = masked(uri, variable=self._variable)
         self._table = table
         self._columns = columns
-        self._label_table = label_table
+        self._label_table = label_tables[0] if label_tables else None
+        self._other_label_tables = label_tables[1:]
+        label_columns = known[label_tables[0]] if label_tables else []
         times = [column.name for column in columns if pa.types.is_timestamp(column.type)]
         self._key = _key(columns, near=table)
         self._cursor = _best(times, _CURSOR_WORDS)
@@ -107,6 +133,9 @@ class _Draft:
         numeric = [c.name for c in free if _is_number(c.type) or pa.types.is_boolean(c.type)]
         categorical = [c.name for c in free if pa.types.is_string(c.type)]
         left = [c.name for c in self._columns if c.name not in {*taken, *numeric, *categorical}]
+        after = [c.name for c in free if _LATE.search(c.name)] or ["name_of_column"]
+        texts = [name for name in categorical if _MANY_VALUES.search(name)]
+        other = f"; or {_names(self._other_label_tables)}" if self._other_label_tables else ""
         secret = f"  # set {self._variable} in the environment" if self._has_secret else ""
         lines = [
             f"# A first draft from the schema of {_scalar(self._table)}: it guesses.",
@@ -123,7 +152,7 @@ class _Draft:
             _line("event_time", self._event_time, "DECIDE: when the thing that is predicted happens; never changes"),
             "",
             "labels:",
-            _line("  table", self._label_table, "DECIDE: where the outcomes are written"),
+            _line("  table", self._label_table, f"DECIDE: where the outcomes are written{other}"),
             _line("  key", self._label_key, "DECIDE: the key of the row that a label is of"),
             _line("  value", self._label_value, "DECIDE: boolean, or 0 and 1"),
             _line("  labelled_at", self._labelled_at, "DECIDE: when the record was written"),
@@ -133,13 +162,15 @@ class _Draft:
             "# DECIDE: what is written with the outcome, or after it, is not known when the prediction is due.",
             "# List it here:",
             "# columns:",
-            "#   name_of_column: {known: after}",
+            *(f"#   {_scalar(name)}: {{known: after}}" for name in after),
             "",
             "features:",
             "  gap: 0h              # DECIDE: how long before the event the prediction is due; windows end there",
             _list("  numeric", numeric),
             _list("  categorical", categorical),
         ]
+        if texts:
+            lines.append(f"  # DECIDE: nearly every row may have a value of its own; then leave out: {_names(texts)}")
         if left:
             lines.append(f"  # neither number nor text: {_names(left)}")
         keys = _scalar(categorical[0]) if categorical else "COLUMN"
@@ -193,8 +224,14 @@ def _key(columns: Sequence[Column], *, near: str) -> str | None:
     if len(primary) == 1:
         return primary[0]
     names = [column.name for column in columns]
-    wanted = ("id", "key", f"{near.rstrip('s')}_id", f"{near}_id")
+    wanted = {"id", "key", *_foreign_keys(near)}
     return next((name for name in names if name.lower() in wanted), next((n for n in names if n.endswith("_id")), None))
+
+
+def _foreign_keys(table: str) -> set[str]:
+    """Return what other tables may call the key of this one."""
+    name = table.rpartition(".")[2].lower()
+    return {f"{name}_id", f"{name.removesuffix('s')}_id"}
 
 
 def _is_number(kind: pa.DataType) -> bool:

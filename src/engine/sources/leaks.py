@@ -90,7 +90,7 @@ def check_leaks(
         rows = rows.set_column(rows.schema.get_field_index(_LABEL), _LABEL, pc.subtract(1, rows.column(_LABEL)))
     rare_class = "positive" if 2 * positives <= total else "negative"
     used = _used(spec)
-    skipped = {spec.source.key, _LABEL, _DAY}
+    skipped = {spec.source.key, spec.source.cursor, spec.event_time, _LABEL, _DAY}
     if spec.labels.table == spec.source.table and spec.labels.uri is None:
         skipped |= {spec.labels.value, spec.labels.labelled_at}
     for name in rows.column_names:

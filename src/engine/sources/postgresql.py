@@ -27,6 +27,9 @@ _TYPES = {
     "bytea": pa.binary(),
 }
 _TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
+# A cast to these takes the first letter or bit only, unless they are written so.
+_UNCUT = {"character": "bpchar", "bit": '"bit"'}
+_YEARS = "'0001-01-01'", "'10000-01-01'"
 _NUMERIC_AS = {pa.int64(): "bigint", pa.float64(): "double precision", pa.string(): "text"}
 _DIGITS_OF_INT64 = 18
 # Of a domain its base type. The modifier of a numeric is (precision << 16 | scale) + 4, or -1.
@@ -54,7 +57,8 @@ class PostgreSQL:
         """Return the columns by their declared types.
 
         numeric is int64 where its digits fit and it has no decimals, text as the key (which has to be exact), and else
-        float64; a date is its midnight in UTC; uuid, json, enums, arrays and others are text.
+        float64; a date is its midnight in UTC; uuid, json, enums, arrays and others are text. A time that is infinite
+        or outside the years 1 to 9999 is null, and such a cursor is never read.
         """
         del times  # declared types are kept here, so a time is a time
         found = []
@@ -72,7 +76,10 @@ class PostgreSQL:
     def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
         """Yield batches with their cursors and keys."""
         where, settings = _where(wanted)
-        columns = ", ".join(f"{_selected(column)} AS {quote(column.name)}" for column in wanted.columns)
+        columns = ", ".join(
+            f"{_selected(column, clipped=column not in (wanted.key, wanted.cursor))} AS {quote(column.name)}"
+            for column in wanted.columns
+        )
         sql = (
             f"SELECT {columns} FROM {wanted.table} WHERE {where} ORDER BY {wanted.table}.{quote(wanted.cursor.name)}, "
             f"{wanted.table}.{quote(wanted.key.name)} LIMIT current_setting('headrace.limit')::bigint"
@@ -145,15 +152,14 @@ def _where(wanted: Range) -> tuple[str, dict[str, str]]:
     # In the column's own type, so that an index serves. A plain timestamp takes the UTC time and drops the zone.
     until, after = (f"current_setting('headrace.{name}')::{wanted.cursor.declared}" for name in ("until", "cursor"))
     settings = {"until": wanted.until.astimezone(UTC).isoformat(), "limit": str(wanted.limit_rows)}
-    where = f"{cursor} <= {until}"
+    where = f"{cursor} <= {until} AND {cursor} >= {_YEARS[0]}"
     if wanted.after is None:
         return where, settings
     settings["cursor"] = str(wanted.after.cursor)
     if wanted.after.key is None:  # nulls come last
         return f"{where} AND {cursor} > {after}", settings
     settings["key"] = str(wanted.after.key)
-    # "character" alone would be cut to one letter.
-    kind = "bpchar" if wanted.key.declared == "character" else wanted.key.declared
+    kind = _UNCUT.get(wanted.key.declared, wanted.key.declared)
     beyond = f"({cursor}, {key}) > ({after}, current_setting('headrace.key')::{kind})"
     if wanted.key.nullable:
         beyond = f"({beyond} OR ({cursor} = {after} AND {key} IS NULL))"
@@ -169,9 +175,11 @@ def _arrow_type(declared: str, modifier: int) -> pa.DataType:
     return _TYPES.get(declared, pa.string())
 
 
-def _selected(column: Column) -> str:
+def _selected(column: Column, *, clipped: bool) -> str:
     """Return the expression that gives a column in a type that the driver reads as what we promise."""
     name = quote(column.name)
+    if clipped and column.type == STAMP:  # the driver gives infinity as a time long ago
+        name = f"(CASE WHEN {name} >= {_YEARS[0]} AND {name} < {_YEARS[1]} THEN {name} END)"
     if column.declared == "timestamp with time zone":
         return name
     if column.type == STAMP:

@@ -49,7 +49,9 @@ class SQLite:
         del key
         schema, _, name = table.rpartition(".")
         rows = self._rows(
-            'SELECT name, lower(type), "notnull", pk FROM pragma_table_info(?, ?)', (name, schema or None)
+            # hidden: 0 for a column, 2 and 3 for a generated one; table_info would leave those out.
+            'SELECT name, lower(type), "notnull", pk FROM pragma_table_xinfo(?, ?) WHERE hidden <> 1',
+            (name, schema or None),
         )
         found = []
         for column, declared, not_null, primary in rows:
@@ -74,7 +76,7 @@ class SQLite:
         # The driver takes a column's type from its first rows: this row has one of each, and is dropped.
         sql = (
             f"SELECT {first}, 0 AS {_ROW} UNION ALL SELECT * FROM (SELECT {names}, 1 FROM {wanted.table} "
-            f"WHERE {where} ORDER BY {quote(wanted.cursor.name)}, {quote(wanted.key.name)} LIMIT ?)"
+            f"WHERE {where} ORDER BY {quote(wanted.cursor.name)}, {quote(wanted.key.name)} COLLATE BINARY LIMIT ?)"
         )
         try:
             with self._connect().cursor() as statement:
@@ -106,13 +108,17 @@ class SQLite:
                 f"{oldest!r}, {newest!r}",
                 hint="write all of its times in the same way, or read a view that does",
             )
+        # What is no time would compare as text all the same, and a table of such would seem to have no new rows.
+        as_time(pa.array([value for value in ends[0] if value is not None]), column=wanted.cursor.name)
         where, values = f"{cursor} <= ?", [written_like(newest, wanted.until)]
         if wanted.after is None:
             return where, values
         if wanted.after.key is None:  # nulls come first
             where += f" AND {cursor} >= ? AND ({cursor} > ? OR {key} IS NOT NULL)"
             return where, [*values, wanted.after.cursor, wanted.after.cursor]
-        return f"{where} AND ({cursor}, {key}) > (?, ?)", [*values, wanted.after.cursor, wanted.after.key]
+        # BINARY, because in the column's own collation keys that differ in case may be one.
+        beyond = f"({cursor}, {key} COLLATE BINARY) > (?, ?)"
+        return f"{where} AND {beyond}", [*values, wanted.after.cursor, wanted.after.key]
 
     def _stored(self, table: str, column: str, *, default: str) -> str:
         """Return how the first values of a column are stored, whose declared type does not tell."""

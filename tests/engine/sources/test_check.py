@@ -131,6 +131,14 @@ def test_a_transform_may_add_columns_and_is_asked_which_when_it_is_given() -> No
     }
 
 
+def test_features_that_a_transform_has_to_make_are_named_and_near_misses_too() -> None:
+    features = {"numeric": ["hour", "amuont"], "categorical": ["country"], "transform": "m:f"}
+    (found,) = check_schema(make(features=features), ROWS, LABELS)
+    assert (found.severity, found.where) == ("info", "features.transform")
+    assert found.message == "it has to make what is not in the source: hour, amuont"
+    assert found.hint == "'amuont': did you mean 'amount'?"
+
+
 def test_a_number_with_a_fraction_as_a_category_is_suspect() -> None:
     found = check_schema(make(features={"categorical": ["amount"]}), ROWS, LABELS)
     assert [(one.severity, one.where) for one in found] == [("warning", "features.categorical")]
@@ -141,10 +149,12 @@ def test_a_pipeline_is_checked_against_its_real_source(sqlite_database: Any, tmp
     sqlite_database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP, happened TIMESTAMP, amount REAL)")
     sqlite_database.execute("CREATE TABLE l (id INTEGER PRIMARY KEY, bad BOOLEAN, labelled_at TIMESTAMP)")
     found = check_pipeline(make(uri, features={"numeric": ["amount", "x"], "transform": "gone:f"}), directory=tmp_path)
-    assert [(one.severity, one.where) for one in found] == [("error", "features.transform")]
+    severities = [(one.severity, one.where) for one in found]
+    assert severities == [("error", "features.transform"), ("info", "features.transform")]
     (tmp_path / "gone.py").write_text("")
     found = check_pipeline(make(uri, features={"numeric": ["amount", "x"], "transform": "gone:f"}), directory=tmp_path)
-    assert [(one.severity, one.where) for one in found] == [("info", "labels")]  # no rows yet
+    severities = [(one.severity, one.where) for one in found]
+    assert severities == [("info", "features.transform"), ("info", "labels")]  # no rows yet
     labels = {"table": "l2", "key": "id", "value": "bad", "labelled_at": "labelled_at"}
     with pytest.raises(SourceSchemaError, match="no table 'l2'"):
         check_pipeline(make(uri, labels=labels, features={"numeric": ["amount"]}), directory=tmp_path)

@@ -44,6 +44,36 @@ def test_a_draft_is_a_pipeline_file_with_the_obvious_guesses(database: Any) -> N
     assert text.count("DECIDE") >= 10
 
 
+def test_labels_are_looked_for_in_the_tables_that_have_the_key(sqlite_database: Any) -> None:
+    execute = sqlite_database.execute
+    execute("CREATE TABLE orders (id INTEGER PRIMARY KEY, created_at TIMESTAMP, updated_at TIMESTAMP, amount REAL)")
+    execute("CREATE TABLE reviews (id INTEGER PRIMARY KEY, stars INTEGER)")  # of something else
+    execute("CREATE TABLE items (order_id INTEGER, price REAL)")
+    execute("CREATE TABLE claims (order_id INTEGER, justified BOOLEAN, decided_at TIMESTAMP)")
+    text = draft_from(f"{sqlite_database.uri.get_secret_value()}::orders")
+    labels = parse_spec(text, name="draft.yaml", environ={}).labels
+    assert (labels.table, labels.key, labels.value, labels.labelled_at) == (
+        "claims",
+        "order_id",
+        "justified",
+        "decided_at",
+    )
+    assert "; or items" in text
+    assert "reviews" not in text
+
+
+def test_columns_that_look_late_or_unique_are_asked_about_in_comments(sqlite_database: Any) -> None:
+    sqlite_database.execute(
+        "CREATE TABLE orders (id INTEGER PRIMARY KEY, at TIMESTAMP, email TEXT, country TEXT, refund_amount REAL)"
+    )
+    text = draft_from(f"{sqlite_database.uri.get_secret_value()}::orders")
+    assert "\n#   refund_amount: {known: after}\n" in text
+    assert "then leave out: email\n" in text
+    spec = parse_spec(text, name="draft.yaml", environ={})
+    assert (spec.features.numeric, spec.features.categorical) == (("refund_amount",), ("email", "country"))
+    assert spec.columns == {}
+
+
 def test_what_cannot_be_guessed_is_left_to_fill_in(sqlite_database: Any) -> None:
     sqlite_database.execute("CREATE TABLE things (a REAL, b TEXT)")
     text = draft_from(f"{sqlite_database.uri.get_secret_value()}::things")

@@ -104,6 +104,13 @@ def test_an_unused_column_is_information_and_one_known_after_is_none(sqlite_data
     assert leaks(spec_for(sqlite_database, features={"numeric": ["w"]}, columns={"v": {"known": "after"}})) == ()
 
 
+def test_key_cursor_and_event_time_are_not_suspected(sqlite_database: Any) -> None:
+    fill(sqlite_database, "TIMESTAMP", lambda bad, chance: "2020-01-01 00:00:00" if bad else None)
+    sqlite_database.execute("ALTER TABLE t ADD COLUMN w REAL")
+    assert [found.where for found in leaks(spec_for(sqlite_database, features={"numeric": ["w"]}))] == ["v"]
+    assert leaks(spec_for(sqlite_database, features={"numeric": ["w"]}, event_time="v")) == ()
+
+
 def test_rows_without_a_label_are_negative_where_the_file_says_so(sqlite_database: Any) -> None:
     fill(sqlite_database, "TEXT", lambda bad, chance: None if bad else "x", labelled=lambda bad: bad)
     labels = {"table": "l", "key": "id", "value": "bad", "labelled_at": "at"}

@@ -59,6 +59,7 @@ def test_types_are_read_as_documented(postgresql_database: Any) -> None:
         ("char(4)", ["aaaa", "aaab"]),
         ("text", ["a", "b"]),
         ("smallint", ["1", "2"]),
+        ("bit(4)", ["0001", "0010", "1111"]),
     ],
 )
 def test_keys_of_any_type_resume_exactly(postgresql_database: Any, kind: str, keys: list[str]) -> None:
@@ -71,6 +72,18 @@ def test_keys_of_any_type_resume_exactly(postgresql_database: Any, kind: str, ke
                 seen += [str(key) for key in batch.column("id").to_pylist()]
             assert source.position == Position.from_json(json.loads(json.dumps(source.position.to_json())))
     assert seen == keys
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
+def test_an_infinite_time_is_null_and_such_a_cursor_is_never_read(postgresql_database: Any, kind: str) -> None:
+    postgresql_database.execute(f"CREATE TABLE t (id int PRIMARY KEY, at {kind}, valid_to {kind})")
+    rows = [(1, "-infinity", None), (2, "2020-01-01", "infinity"), (3, "2020-01-02", "-infinity")]
+    rows += [(4, "2020-01-03", "12000-01-01"), (5, "2020-01-04", "2020-01-01"), (6, "infinity", None)]
+    postgresql_database.insert("t", rows)
+    read_back = read(postgresql_database)
+    assert read_back.column("id").to_pylist() == [2, 3, 4, 5]
+    assert read_back.column("valid_to").to_pylist()[:3] == [None] * 3
+    assert read_back.column("valid_to").to_pylist()[3].date() == NOON.date()
 
 
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
@@ -132,6 +145,32 @@ def test_values_are_bound_and_never_part_of_the_query(postgresql_database: Any) 
     rows = read(postgresql_database, after=Position(NOON.isoformat(), hostile))
     assert rows.column("id").to_pylist() == ["y"]
     assert read(postgresql_database).num_rows == 2
+
+
+def test_a_cut_connection_leaves_the_position_at_the_last_row_that_came(postgresql_database: Any) -> None:
+    postgresql_database.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, v text)")
+    postgresql_database.execute(
+        "INSERT INTO t SELECT g, timestamptz '2020-01-01 00:00+00' + g / 7 * interval '1 s', repeat('x', 400) "
+        "FROM generate_series(1, 60000) g"
+    )
+    postgresql_database.execute("ANALYZE t")
+    others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    seen: list[int] = []
+    with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+        batches = source.read(after=None, until=EVER, limit_rows=10**6, batch_rows=500)
+        seen += next(batches).column("id").to_pylist()
+        postgresql_database.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+        with pytest.raises(SourceError, match='reading "t" failed') as caught:
+            seen.extend(key for batch in batches for key in batch.column("id").to_pylist())
+        after = source.position
+    assert "run again" in caught.value.hint
+    assert 500 <= len(seen) < 60_000
+    assert after is not None
+    assert after.key == seen[-1]
+    with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+        for batch in source.read(after=after, until=EVER, limit_rows=10**6, batch_rows=5_000):
+            seen += batch.column("id").to_pylist()
+    assert seen == list(range(1, 60_001))
 
 
 def test_an_error_in_the_middle_of_reading_says_what_survives(postgresql_database: Any) -> None:

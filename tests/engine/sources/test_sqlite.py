@@ -189,6 +189,36 @@ def test_a_cursor_of_numbers_and_text_is_refused_because_some_rows_would_never_c
         read(SecretStr(f"sqlite:///{tmp_path / 'x.db'}"))
 
 
+@pytest.mark.parametrize("values", [["AA", "B6"], [AT, "n/a"], ["", AT]])
+def test_a_cursor_that_holds_no_times_is_refused_rather_than_read_as_no_rows(tmp_path: Path, values: list[str]) -> None:
+    uri = table_of(tmp_path, "TEXT", values)
+    with pytest.raises(SourceError, match="column 'v' holds a value that is no time"):
+        read(uri, cursor="v")
+
+
+def test_generated_columns_are_columns(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "x.db")
+    connection.execute(
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, at TIMESTAMP, double INTEGER AS (id * 2) STORED, "
+        "half REAL AS (id / 2.0))"
+    )
+    connection.execute("INSERT INTO t VALUES (3, ?)", (AT,))
+    connection.commit()
+    connection.close()
+    (row,) = read(SecretStr(f"sqlite:///{tmp_path / 'x.db'}")).select(["double", "half"]).to_pylist()
+    assert row == {"double": 6, "half": 1.5}
+
+
+def test_keys_that_differ_only_in_case_are_two_whatever_their_collation(tmp_path: Path) -> None:
+    uri = table_of(tmp_path, "TEXT COLLATE NOCASE", ["b", "A", "a", "B"])
+    with open_source(uri, table="t", key="v", cursor="at") as source:
+        seen = []
+        for _ in range(4):
+            for batch in source.read(after=source.position, until=EVER, limit_rows=1, batch_rows=1):
+                seen += batch.column("v").to_pylist()
+    assert seen == ["A", "B", "a", "b"]
+
+
 def test_bytes_cannot_be_a_key(tmp_path: Path) -> None:
     uri = table_of(tmp_path, "BLOB", [b"1"])
     with pytest.raises(SourceSchemaError, match="bytes cannot be a key"):
@@ -201,7 +231,7 @@ def test_a_range_is_served_by_an_index(tmp_path: Path) -> None:
     connection.execute("CREATE INDEX i ON t (at, id)")
     plan = connection.execute(
         "EXPLAIN QUERY PLAN SELECT 0 AS id, 'x' AS v, 0 AS r UNION ALL SELECT * FROM (SELECT id, v, 1 FROM t "
-        "WHERE at <= ? AND (at, id) > (?, ?) ORDER BY at, id LIMIT ?)",
+        "WHERE at <= ? AND (at, id COLLATE BINARY) > (?, ?) ORDER BY at, id COLLATE BINARY LIMIT ?)",
         (AT, AT, 3, 5),
     ).fetchall()
     connection.close()

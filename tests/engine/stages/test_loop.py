@@ -14,7 +14,6 @@ import pytest
 from engine.bundle import Bundle, spec_for
 from engine.errors import LearningError, PlanRefused, RegistryError
 from engine.ledger import Ledger, last_trained, trained
-from engine.refs import StageReport
 from engine.registry import ModelRegistry
 from engine.stages.extract import ExtractStage
 from engine.stages.monitor import MonitorStage, last_record, realised
@@ -25,35 +24,20 @@ from engine.stages.train import TrainStage, decide
 from engine.stages.validate import ValidateStage
 from engine.status import status
 from engine.units import parse_time
-from tests.engine.stages.conftest import FEBRUARY, MARCH, World
+from tests.world import FEBRUARY, MARCH, World
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def _loop(world: World, as_of: datetime, *, retrain: bool = True) -> dict[str, StageReport]:
-    reports = {}
-    for stage in (ExtractStage("raw"), ExtractStage("labels"), PrepareStage(), ScoreStage(), MonitorStage()):
-        reports[stage.name] = world.run(stage, as_of)
-    reasons = ("a test",) if retrain else ()
-    for stage in (TrainStage(reasons=reasons), ValidateStage(), PromoteStage()):
-        reports[stage.name] = world.run(stage, as_of)
-    return reports
-
-
-def _lenient(world: World, **changes: Any) -> None:
-    world.edit(gate={"floors": {}, "tolerance": 1.0}, **changes)
-
-
 def test_two_months_make_a_champion_score_once_and_measure_it_honestly(world: World) -> None:
-    _lenient(world)
-    first = _loop(world, FEBRUARY)
+    first = world.loop(FEBRUARY)
     assert first["score"].slices == 0  # there was no champion
     assert first["promote"].outputs["action"] == "promoted"
     for report in first.values():
         assert report.memory.measured_bytes <= report.memory.projected_bytes <= report.memory.allowed_bytes or (
             report.memory.allowed_bytes == 0  # promote touches no rows
         )
-    second = _loop(world, MARCH)
+    second = world.loop(MARCH)
     predictions = world.rows("predictions")
     keys = [row["key"] for row in predictions]
     assert len(keys) == len(set(keys))
@@ -73,7 +57,7 @@ def test_two_months_make_a_champion_score_once_and_measure_it_honestly(world: Wo
     before = {
         name: world.workspace.table(name).rows() for name in ("raw", "labels", "predictions", "metrics", "ledger")
     }
-    again = _loop(world, MARCH, retrain=False)
+    again = world.loop(MARCH, retrain=False)
     assert all(report.slices == 0 for report in again.values())
     assert before == {name: world.workspace.table(name).rows() for name in before}
 
@@ -93,9 +77,8 @@ def _by_hand(world: World, predictions: list[dict[str, Any]]) -> float:
 
 
 def test_status_has_what_programs_ask_for(world: World) -> None:
-    _lenient(world)
     assert status(world.spec)["champion"] is None
-    _loop(world, FEBRUARY)
+    world.loop(FEBRUARY)
     found = json.loads(json.dumps(status(world.spec)))
     metrics = found["champion"]["metrics"]
     assert found["champion"]["version"] == 1
@@ -109,10 +92,10 @@ def test_status_has_what_programs_ask_for(world: World) -> None:
 
 
 def test_the_second_learner_goes_through_the_same_loop(world: World) -> None:
-    _lenient(world, learner={"kind": "sgd"})
-    reports = _loop(world, FEBRUARY)
+    world.edit(learner={"kind": "sgd"})
+    reports = world.loop(FEBRUARY)
     assert reports["promote"].outputs["action"] == "promoted"
-    assert _loop(world, MARCH)["score"].rows_out > 0
+    assert world.loop(MARCH)["score"].rows_out > 0
 
 
 def test_a_baseline_is_champion_number_zero(world: World) -> None:
@@ -122,18 +105,17 @@ def test_a_baseline_is_champion_number_zero(world: World) -> None:
             "UPDATE flights SET rule = (SELECT cancelled FROM outcomes o WHERE o.flight_id = flights.flight_id)"
         )
     world.edit(gate={"floors": {}, "tolerance": 0.02}, baseline="rule")
-    outputs = _loop(world, FEBRUARY)["validate"].outputs
+    outputs = world.loop(FEBRUARY)["validate"].outputs
     assert outputs["champion"]["average_precision"] == pytest.approx(1.0)
     assert not outputs["passed"]
     assert Ledger(world.workspace).champion() is None
 
 
 def test_rollback_returns_to_the_earlier_champion_and_says_why(world: World) -> None:
-    _lenient(world)
-    _loop(world, FEBRUARY)
+    world.loop(FEBRUARY)
     with pytest.raises(RegistryError, match="no earlier champion"):
         previous_champion(world.context(FEBRUARY))
-    _loop(world, MARCH)
+    world.loop(MARCH)
     ledger = Ledger(world.workspace)
     champion = ledger.champion()
     assert champion is not None
@@ -148,8 +130,7 @@ def test_rollback_returns_to_the_earlier_champion_and_says_why(world: World) -> 
 
 
 def test_an_edited_file_does_not_orphan_the_champion(world: World) -> None:
-    _lenient(world)
-    _loop(world, FEBRUARY)
+    world.loop(FEBRUARY)
     old = world.spec.feature_set
     features = world.spec.features.model_dump(mode="json")
     world.edit(features={**features, "windows": features["windows"][:1]})
@@ -201,10 +182,9 @@ def test_a_budget_that_nothing_fits_is_refused_before_a_row_is_read(world: World
 
 
 def test_a_small_budget_samples_negatives_and_corrects_the_probabilities(world: World) -> None:
-    _lenient(world)
     learner = world.spec.learner.model_dump(mode="json")
     world.edit(learner={**learner, "sampling_rate": 0.2})
-    reports = _loop(world, MARCH)
+    reports = world.loop(MARCH)
     outputs = reports["train"].outputs
     assert outputs["sampling_rate"] == 0.2
     assert outputs["rows"] < 10_000
@@ -216,6 +196,6 @@ def test_absent_labels_are_negatives_once_their_delay_has_passed(world: World) -
     with sqlite3.connect(world.database) as connection:
         connection.execute("DELETE FROM outcomes WHERE cancelled = 0")  # experts mark only positives
     labels = world.spec.labels.model_dump(mode="json", exclude={"uri"})
-    _lenient(world, labels={**labels, "absent": "negative", "delay": "1d"})
-    outputs = _loop(world, MARCH - timedelta(days=5))["train"].outputs
+    world.edit(labels={**labels, "absent": "negative", "delay": "1d"})
+    outputs = world.loop(MARCH - timedelta(days=5))["train"].outputs
     assert outputs["rows"] > 10 * outputs["positives"] > 0

@@ -14,7 +14,7 @@ import pytest
 
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
-from tests.engine.stages.conftest import FEBRUARY, MARCH, World
+from tests.world import FEBRUARY, MARCH, World
 
 GAP = timedelta(hours=2)
 MIDDLE = datetime(2013, 2, 10, tzinfo=UTC)

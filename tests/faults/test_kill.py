@@ -1,0 +1,118 @@
+"""Killed at any moment, run again: every table is what an undisturbed run leaves, and nothing else is left behind."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.world import World, make_world
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(600)
+
+POINTS = (
+    "record:extract:raw",
+    "record:extract:labels",
+    "record:train",
+    "record:validate",
+    "record:promote",
+    "record:monitor",
+    "record:score",
+    "event:ChunkWritten:1",
+    "event:TaskEnded:3",
+    "event:TaskEnded:5",
+    "event:Progress:25",
+)
+
+
+def _start(directory: Path, crash: str = "") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.faults.driver", str(directory), crash]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _finish(directory: Path) -> None:
+    with _start(directory) as process:
+        out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert out.endswith("done\n")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, flights_database: Path) -> tuple[dict[str, list[str]], float]:
+    """What every table holds after a run that nothing disturbed, and how long it took."""
+    world = make_world(tmp_path_factory.mktemp("undisturbed"), flights_database)
+    began = time.monotonic()
+    _finish(world.directory)
+    return world.content(), time.monotonic() - began
+
+
+def _check(world: World, expected: dict[str, list[str]]) -> None:
+    found = world.content()
+    for table, rows in expected.items():
+        assert found[table] == rows, f"{table}: {len(found[table])} rows, expected {len(rows)}"
+    runs = Counter((row["app"], row["n"]) for row in world.rows("runs"))
+    assert max(runs.values()) == 1
+    for app, n in runs:
+        assert all((app, earlier) in runs for earlier in range(1, n))
+    left = [path for path in (world.directory / "workspace").rglob("*.tmp") if "scratch" not in path.parts]
+    assert not [path for path in left if path.suffix == ".arrow"]
+
+
+@pytest.mark.parametrize("point", [POINTS[i] for i in (0, 2, 7, 9)])
+def test_killed_at_a_chosen_point(point: str, world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
+    with _start(world.directory, point) as process:
+        process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
+    _finish(world.directory)
+    _check(world, undisturbed[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_every_chosen_point(
+    point: str, world: World, undisturbed: tuple[dict[str, list[str]], float]
+) -> None:
+    test_killed_at_a_chosen_point(point, world, undisturbed)
+
+
+def _kill_at_random(world: World, expected: dict[str, list[str]], *, seconds: float, seed: int, kills: int) -> None:
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = _start(world.directory)
+        delay = rng.uniform(1.0, seconds)
+        try:
+            process.wait(timeout=delay)
+        except subprocess.TimeoutExpired:
+            children = psutil.Process(process.pid).children(recursive=True)
+            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its children have to notice
+            process.wait()
+            _, alive = psutil.wait_procs(children, timeout=10)
+            assert not alive, f"seed {seed}, {delay:.1f} s: {alive} outlived their parent"
+        finally:
+            if process.stdout is not None:
+                process.stdout.close()
+    _finish(world.directory)
+    _check(world, expected)
+
+
+def test_killed_at_random_moments(world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    _kill_at_random(world, undisturbed[0], seconds=undisturbed[1] * 0.6, seed=seed, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_many_random_moments(
+    seed: int, world: World, undisturbed: tuple[dict[str, list[str]], float]
+) -> None:
+    _kill_at_random(world, undisturbed[0], seconds=undisturbed[1], seed=seed, kills=5)
