@@ -34,7 +34,7 @@ demo: $(READY) ## Replay the flights of 2013 through the whole loop, from an emp
 	@$(BIN)/headrace demo
 
 test: $(READY) ## Run all tests
-	@$(BIN)/python -m pytest --durations=15
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 test-faults: $(READY) ## Run the tests that kill processes, fill disks and cut connections
 	@$(BIN)/python -m pytest --durations=15 -m "slow or not slow" tests/faults

@@ -11,5 +11,7 @@ for _name, _value in {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # The temporary server of a run without one takes 11 s to start, on a busy host more than the 20 s it is given.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }.items():
     os.environ.setdefault(_name, _value)  # before prefect is imported, which reads them once

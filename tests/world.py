@@ -119,6 +119,15 @@ def make_world(directory: Path, database: Path) -> World:
     return made
 
 
+def copy_world(template: World, directory: Path) -> World:
+    """Return a copy of a world, workspace and all."""
+    shutil.copytree(template.directory, directory)
+    made = World(directory)
+    source = yaml.safe_load(made.pipeline.read_text())["source"]
+    made.edit(workspace=str(directory / "workspace"), source={**source, "uri": f"sqlite:///{made.database}"})
+    return made
+
+
 def _shown(table: str, row: dict[str, Any]) -> str:
     if table == "ledger":
         details = json.loads(row["details"])

@@ -52,8 +52,8 @@ def main(directory: Path, crash: str) -> None:
     assert isinstance(world.context(FEBRUARY), StageContext)
     for clock in (MARCH,) if world.begun(MARCH) else (FEBRUARY, MARCH):  # time does not go back
         with world.workspace.lock(wait_seconds=20):
-            # A training that was cut off is resumed by the next run, not asked for again.
-            world.loop(clock, retrain=not world.trained(clock))
+            # One training; if it was cut off, the next run resumes it and does not ask for another.
+            world.loop(clock, retrain=clock == FEBRUARY and not world.trained(clock))
     print("done")
 
 

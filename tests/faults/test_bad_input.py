@@ -16,14 +16,14 @@ import pytest
 from engine.errors import TableError
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
-from tests.world import FEBRUARY, World
+from tests.world import FEBRUARY, World, copy_world
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("prefect")]
 
 
 def _headrace(world: World, *arguments: str, as_of: str = "2013-02-01T06:00:00Z") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PREFECT_HOME": str(world.directory / "prefect"), "COLUMNS": "400"}
+    environment = {**os.environ, "COLUMNS": "400"}  # the server's URL is in it: no start-up of a temporary one
     command = [sys.executable, "-m", "headrace", "run", str(world.pipeline), "--as-of", as_of, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=world.directory, check=False)
 
@@ -34,6 +34,11 @@ def _assert_explained(done: subprocess.CompletedProcess[str], *, code: int, says
     assert says in done.stderr
     assert done.stderr.count("error: ") == 1
     assert done.stderr.strip().splitlines()[-1].startswith("  ")  # what to do
+
+
+@pytest.fixture(autouse=True)
+def _server(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
 
 
 def test_a_missing_database(world: World) -> None:
@@ -61,8 +66,8 @@ def test_a_budget_of_50_mib(world: World) -> None:
     assert not world.workspace.table("raw").exists()
 
 
-def test_a_corrupted_chunk_is_named_and_the_rest_is_intact(world: World) -> None:
-    world.prepare(FEBRUARY)
+def test_a_corrupted_chunk_is_named_and_the_rest_is_intact(tmp_path: Path, prepared_world: World) -> None:
+    world = copy_world(prepared_world, tmp_path / "world")
     before = world.content()
     (chunk,) = world.workspace.table("raw").chunks()
     good = chunk.path.read_bytes()
@@ -136,7 +141,7 @@ def test_a_read_only_workspace(world: World, small_disk: Path) -> None:
 
 def test_the_real_command_killed_then_run_again(world: World) -> None:
     """``headrace run`` through Prefect, killed in the middle; the next one completes it."""
-    environment = {**os.environ, "PREFECT_HOME": str(world.directory / "prefect")}
+    environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     command = [sys.executable, "-m", "headrace", "run", str(world.pipeline), "--as-of", "2013-03-01T06:00:00Z"]
     with subprocess.Popen(
         command, env=environment, cwd=world.directory, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -11,7 +11,11 @@ from engine.errors import SourceError
 from engine.ledger import Ledger
 from tests.world import FEBRUARY, MARCH, World
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("prefect_server")]
+pytestmark = [
+    pytest.mark.timeout(240),
+    pytest.mark.usefixtures("prefect_server"),
+    pytest.mark.xdist_group("prefect"),
+]
 
 
 def _client() -> Any:
@@ -40,7 +44,9 @@ def test_the_loop_promotes_leaves_artifacts_and_persists_nothing(world: World) -
     assert {"extract", "prepare", "monitor", "train", "validate", "promote"} <= set(first["stages"])
     assert any(isinstance(event, events.TaskEnded) and event.stage == "train.fit" for event in seen)
 
-    kept = continuous_training(LoopParameters(pipeline=str(world.pipeline), as_of=MARCH, retrain="never", memory="600MiB"))
+    kept = continuous_training(
+        LoopParameters(pipeline=str(world.pipeline), as_of=MARCH, retrain="never", memory="600MiB")
+    )
     assert (kept["champion"], kept["decision"]["retrain"]) == (1, False)
     assert kept["stages"]["score"]["memory"]["allowed_bytes"] == 600 * 2**20
     again = continuous_training(LoopParameters(pipeline=str(world.pipeline), as_of=MARCH, retrain="always"))

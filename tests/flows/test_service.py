@@ -1,4 +1,5 @@
-"""The service as one machine runs it: a real server and worker, a deployment, and labels that land and wake a training."""
+"""The service as one machine runs it: a real server and worker, a deployment, and labels that land and wake a
+training."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def test_labels_that_land_wake_a_training_and_a_model_is_promoted(tmp_path: Path
     }
     headrace = [sys.executable, "-m", "headrace"]
     with open(log, "w") as sink:
-        up = subprocess.Popen([*headrace, "up", "--port", str(port)], env=environment, cwd=checkout, stdout=sink, stderr=sink)
+        up = subprocess.Popen(
+            [*headrace, "up", "--port", str(port)], env=environment, cwd=checkout, stdout=sink, stderr=sink
+        )
     family: list[psutil.Process] = []
     try:
         _until(lambda: "ready:" in log.read_text(), up, log, seconds=100)

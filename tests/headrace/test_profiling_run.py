@@ -1,4 +1,4 @@
-"""``headrace profile``: each stage runs again under memray on a copy; the workspace and the registry stay as they are."""
+"""``headrace profile``: each stage runs again on a copy, under memray; workspace and registry stay as they are."""
 
 from __future__ import annotations
 

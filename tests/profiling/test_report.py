@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_labels_of_lines_that_lie_close_do_not_overlap():
         float(y) for y in re.findall(r'<text class="(?:budget|projected|reserved)" x="[^"]+" y="([^"]+)"', html)
     )
     assert len(heights) == 3
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) >= 12
+    assert min(b - a for a, b in pairwise(heights)) >= 12
 
 
 def test_a_recording_reads_back_as_what_happened(tmp_path):
