@@ -37,7 +37,7 @@ test: $(READY) ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=15
 
 test-faults: $(READY) ## Run the tests that kill processes, fill disks and cut connections
-	@$(BIN)/python -m pytest --durations=15 -m "slow or not slow" tests/faults
+	@$(BIN)/python -m pytest --durations=15 -m "slow or not slow" tests/faults tests/headrace/test_profiling_run.py
 
 lint: $(READY) ## Check style, types and floors
 	@$(BIN)/ruff check .

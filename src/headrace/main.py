@@ -116,11 +116,14 @@ def history(pipeline: Pipeline, as_json: Json = False) -> None:
 @app.command()
 def check(pipeline: Pipeline, as_json: Json = False) -> None:
     """Check the pipeline file, reach its source, and warn of leaks. Exit code 2 when there is an error."""
+    from engine.features.transform import load_transform
     from engine.sources.check import check_pipeline
     from engine.specfile import load_spec
 
     spec = load_spec(pipeline)
-    findings = check_pipeline(spec, directory=pipeline.parent)
+    made = spec.features.transform
+    transform = load_transform(made, directory=pipeline.parent) if made else None
+    findings = check_pipeline(spec, directory=pipeline.parent, transform=transform)
     show.findings(pipeline, findings, as_json=as_json)
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(2)
@@ -214,7 +217,7 @@ def profile_leaks(
 def main() -> None:
     """Run the command line; an error of our tree is one message and its exit code, never a traceback."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # a typer.Exit comes back as its code
     except HeadraceError as error:
         if "--json" in sys.argv:
             typer.echo(json.dumps(error.to_json()))
@@ -227,18 +230,17 @@ def main() -> None:
         typer.echo("interrupted: what was committed stays; run again to go on", err=True)
         sys.exit(130)
     except Exception as error:
-        sys.exit(_usage(error))
+        code = _usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _usage(error: Exception) -> Any:
+def _usage(error: Any) -> int:
     """Return the exit code of an error of the command line itself, after showing it; raise any other."""
-    from click.exceptions import ClickException, Exit
-
-    if isinstance(error, Exit):
-        return error.exit_code
-    if isinstance(error, ClickException):
+    # The base of typer's usage errors, wherever typer keeps its click.
+    usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    if isinstance(error, usage):
         error.show()
-        return error.exit_code
+        return int(error.exit_code)
     raise error
 
 

@@ -63,8 +63,8 @@ def _check(world: World, expected: dict[str, list[str]]) -> None:
     assert max(runs.values()) == 1
     for app, n in runs:
         assert all((app, earlier) in runs for earlier in range(1, n))
-    left = [path for path in (world.directory / "workspace").rglob("*.tmp") if "scratch" not in path.parts]
-    assert not [path for path in left if path.suffix == ".arrow"]
+    left = (world.directory / "workspace").rglob(".*.tmp")
+    assert not [path for path in left if ".arrow." in path.name or ".parquet." in path.name]
 
 
 @pytest.mark.parametrize("point", [POINTS[i] for i in (0, 2, 9)])

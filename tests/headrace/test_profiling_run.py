@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from engine.errors import HeadraceError, PlanRefused, SpecError, WorkspaceLocked
+from engine.refs import StageReport
 from headrace.profiling_run import profile_stage
 from profiling.leaks import leaks
 from profiling.recorder import read_recording
 from tests.profiling.pages import Page
-from tests.world import FEBRUARY, MARCH, World, make_world
+from tests.world import FEBRUARY, MARCH, World, copy_world
+
+pytestmark = pytest.mark.xdist_group("loop")
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory, flights_database: Path) -> World:
+def lived(tmp_path_factory: pytest.TempPathFactory, march: tuple[World, dict[str, StageReport]]) -> World:
     """A world with a champion that has scored, and been watched for, a month."""
-    world = make_world(tmp_path_factory.mktemp("lived"), flights_database)
-    world.loop(FEBRUARY)
-    world.loop(MARCH, retrain=False)
-    return world
+    return copy_world(march[0], tmp_path_factory.mktemp("lived") / "world")
 
 
 def _files(world: World) -> dict[str, tuple[int, str]]:
@@ -35,7 +35,10 @@ def _files(world: World) -> dict[str, tuple[int, str]]:
     }
 
 
-@pytest.mark.parametrize("stage", ["extract", "prepare", "train", "validate", "score", "monitor"])
+_SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("extract", "prepare", "score", "monitor")]
+
+
+@pytest.mark.parametrize("stage", ["train", "validate", *_SLOW])
 def test_a_stage_works_under_memray_and_changes_neither_workspace_nor_registry(stage, lived, tmp_path, monkeypatch):
     registry = tmp_path / "elsewhere.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registry}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,7 +234,7 @@ def _write(path: Path, arrays: Mapping[str, pa.Array], facts: Mapping[str, Any])
     fields = [pa.field(name, column.type) for name, column in zip(arrays, columns, strict=True)]
     schema = pa.schema(fields, metadata={_FACTS: json.dumps(facts)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # no pid: the next attempt replaces what a killed one left
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))

@@ -93,6 +93,7 @@ def _make() -> MemoryGroup | None:
     parent, kind = _own_group()
     if parent is None:
         return None
+    _remove_left(parent)
     path = parent / f"headrace-{os.getpid()}-{uuid4().hex[:8]}"
     try:
         path.mkdir()
@@ -103,6 +104,14 @@ def _make() -> MemoryGroup | None:
         path.rmdir()
         return None
     return MemoryGroup(path, kind=kind)
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the groups whose maker was killed; the kernel refuses while a process is in one."""
+    for path in parent.glob("headrace-*-*"):
+        if not Path("/proc", path.name.split("-")[1]).exists():
+            with contextlib.suppress(OSError):  # still ending, or another run was first
+                path.rmdir()
 
 
 def _own_group() -> tuple[Path | None, str]:
