@@ -67,7 +67,7 @@ def _check(world: World, expected: dict[str, list[str]]) -> None:
     assert not [path for path in left if ".arrow." in path.name or ".parquet." in path.name]
 
 
-@pytest.mark.parametrize("point", [POINTS[i] for i in (0, 2, 9)])
+@pytest.mark.parametrize("point", [POINTS[i] for i in (0, 9)])
 def test_killed_at_a_chosen_point(point: str, world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
     with _start(world.directory, point) as process:
         process.communicate(timeout=300)
@@ -107,7 +107,7 @@ def _kill_at_random(world: World, expected: dict[str, list[str]], *, seconds: fl
 def test_killed_at_random_moments(world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
-    _kill_at_random(world, undisturbed[0], seconds=undisturbed[1] * 0.6, seed=seed, kills=2)
+    _kill_at_random(world, undisturbed[0], seconds=undisturbed[1] * 0.6, seed=seed, kills=1)
 
 
 @pytest.mark.slow
