@@ -242,20 +242,31 @@ def _run_slice(stage: Stage, context: StageContext, plan: Plan, *, execute: Exec
     return report
 
 
+def run_task(task: Task, context: StageContext, *, projection: Projection) -> TaskResult:
+    """Run one task in its cage, under the context's budget.
+
+    Raises
+    ------
+    HeadraceError
+        See ``memory.cage.run_caged``.
+    """
+    return run_caged(
+        task,
+        context=context.for_child(),
+        budget=context.budget,
+        projected_bytes=projection.projected_bytes,
+        hook=context.hook,
+        launcher=context.launcher(task),
+    )
+
+
 def _call(context: StageContext, task: Task, projection: Projection) -> Callable[[], TaskResult]:
     def call() -> TaskResult:
         journal = context.workspace.journal
         known = journal.task(task.key)
         if known is not None:
             return TaskResult.from_json(known)
-        result = run_caged(
-            task,
-            context=context.for_child(),
-            budget=context.budget,
-            projected_bytes=projection.projected_bytes,
-            hook=context.hook,
-            launcher=context.launcher(task),
-        )
+        result = run_task(task, context, projection=projection)
         context.reserved.save(task.stage, result.memory.reserved_bytes)
         journal.write_task(task.key, to_json(result))
         return result

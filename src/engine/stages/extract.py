@@ -27,7 +27,8 @@ from engine.errors import SourceError
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
-from engine.sources import Position, Source, open_source
+from engine.sources import Position, Source
+from engine.sources.check import open_labels, open_rows
 from engine.spec import PipelineSpec
 from engine.stage import ChildContext, Outcome, Plan, StageContext
 from engine.units import format_bytes, format_time, parse_time
@@ -135,18 +136,7 @@ def position(context: StageContext, what: str) -> Position | None:
 
 def open_for(spec: PipelineSpec, what: str) -> Source:
     """Return the source of a pipeline's rows or labels."""
-    if what == "raw":
-        source = spec.source
-        times = (spec.event_time,)
-        return open_source(source.uri, table=source.table, key=source.key, cursor=source.cursor, times=times)
-    labels = spec.labels
-    return open_source(
-        labels.uri or spec.source.uri,
-        table=labels.table,
-        key=labels.key,
-        cursor=labels.labelled_at,
-        columns=(labels.key, labels.value, labels.labelled_at),
-    )
+    return open_rows(spec) if what == "raw" else open_labels(spec)
 
 
 def run(task: Task, scope: Scope) -> TaskResult:

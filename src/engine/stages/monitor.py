@@ -21,11 +21,10 @@ from engine.features.labelled import LabelView, labelled_rows
 from engine.layout import EVENT_TIME, label_events_table, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics, PositiveScores, RankingMetrics
 from engine.ledger import Ledger, trained
-from engine.memory.cage import run_caged
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult
-from engine.stage import ChildContext, Outcome, Plan, StageContext
+from engine.stage import ChildContext, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -171,14 +170,7 @@ def realised(context: StageContext, *, low: datetime, high: datetime) -> Metrics
     task = Task("monitor", "realised", "engine.stages.monitor:run", inputs)
     projection = _projection(context)
     projection.check(context.budget)
-    result = run_caged(
-        task,
-        context=context.for_child(),
-        budget=context.budget,
-        projected_bytes=projection.projected_bytes,
-        hook=context.hook,
-        launcher=context.launcher(task),
-    )
+    result = run_task(task, context, projection=projection)
     found = result.outputs["period"]
     return Metrics(**found) if found else None
 
