@@ -6,11 +6,10 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator
 
-from profiling.session import ProfilingSession
-
 from engine import events
 from engine.stage import StageContext
 from flows.artifacts import report_link
+from profiling.session import ProfilingSession
 
 
 @contextlib.contextmanager
