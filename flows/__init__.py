@@ -15,3 +15,6 @@ for _name, _value in {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }.items():
     os.environ.setdefault(_name, _value)  # before prefect is imported, which reads them once
+
+if "PREFECT_HOME" in os.environ:
+    os.makedirs(os.environ["PREFECT_HOME"], exist_ok=True)  # Prefect makes it only where its parent is there

@@ -131,8 +131,6 @@ def copy_world(template: World, directory: Path) -> World:
 def _shown(table: str, row: dict[str, Any]) -> str:
     if table == "ledger":
         details = json.loads(row["details"])
-        # What scoring may take is said with the budget, which is not part of the content.
-        row = {**row, "reasons": [text for text in json.loads(row["reasons"]) if not text.startswith("scoring needs")]}
         row = {**row, "details": {name: details[name] for name in sorted(details) if name != "bundle"}}
     return json.dumps(row, sort_keys=True, default=str)
 

@@ -114,12 +114,17 @@ class ValidateStage:
                 action="passed" if passed else "failed",
                 version=version,
                 previous=int(plan.bounds["champion"]["version"]) if plan.bounds["champion"] else 0,
-                reasons=tuple(rule["text"] for rule in outputs["verdict"]["reasons"]),
+                reasons=_reasons(outputs["verdict"]["reasons"]),
                 details={"candidate": outputs["candidate"], "champion": outputs["champion"], "gain": outputs["gain"]},
             )
             Ledger(context.workspace).enter(entry)
 
         return Outcome(outputs={"version": version, "passed": passed, **outputs}, record={}, publish=publish)
+
+
+def _reasons(rules: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return what the rules say; that scoring fits is left out, since it names the budget, which is not content."""
+    return tuple(rule["text"] for rule in rules if rule["name"] != "scoring memory" or not rule["passed"])
 
 
 def _model(entry: Entry) -> dict[str, Any]:
