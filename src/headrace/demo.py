@@ -38,7 +38,7 @@ JUDGED = (datetime(2013, 10, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC))
 """The span of event time over which the realised average precision is taken."""
 
 _CONSOLE = Console()
-_TABLE_WIDTH = 112  # a narrower terminal wraps it; a pipe has no width of its own
+_TABLE_WIDTH = 140  # a narrower terminal wraps it; a pipe has no width of its own
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _show(months: list[Month], result: Mapping[str, Any], *, workspace: Path, pi
     table.add_column("retrained, and why", max_width=26)
     table.add_column("gate", no_wrap=True)
     table.add_column("now", no_wrap=True)
-    table.add_column("peak of budget", max_width=10)
+    table.add_column("peak of budget", no_wrap=True)
     table.add_column("s", no_wrap=True)
     for month in months:
         table.add_row(
