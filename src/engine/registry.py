@@ -7,13 +7,16 @@ own users.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import unquote
 
+from engine.batching.atomic import replace_synced
 from engine.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -52,7 +55,14 @@ class ModelRegistry:
         """Log a bundle as a run's artifacts and register it; return its version, the same for the same ``key``.
 
         A registration that was cut off anywhere is completed by the next call: one run and one version remain.
+
+        Raises
+        ------
+        RegistryError
+            There is no such bundle, or MLflow refused: nothing that a later call could take for done is left behind.
         """
+        if not bundle.is_dir():  # MLflow would log nothing, and register that
+            raise RegistryError(f"there is no bundle {bundle} to register", hint="train again")
         with self._calls() as client:
             for version in client.search_model_versions(f"name = '{self._name}'"):
                 if version.tags.get(_KEY) == key:
@@ -97,9 +107,9 @@ class ModelRegistry:
 
     def bundle_path(self, version: int) -> Path:
         """Return a local directory with the bundle of a version, downloaded where the artifacts are remote."""
-        import mlflow.artifacts
-
         with self._calls() as client:
+            import mlflow.artifacts  # not before _calls has turned the telemetry off
+
             source = client.get_model_version(self._name, str(version)).source
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=source, tracking_uri=self._uri()))
 
@@ -136,11 +146,12 @@ class ModelRegistry:
 
             try:
                 yield self._connected()
-            except (MlflowException, SQLAlchemyError, OSError) as error:
+            except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+                # Not "from error": with a password in MLFLOW_TRACKING_URI, MLflow's own message would show it.
                 raise RegistryError(
-                    f"the model registry of {self._name!r} failed: {str(error).splitlines()[0]}",
+                    f"the model registry of {self._name!r} failed: {_said(error)}",
                     hint=f"check that {self._directory} can be written, or MLFLOW_TRACKING_URI; then run again",
-                ) from error
+                ) from (None if _secrets() else error)
 
     def _connected(self) -> MlflowClient:
         from mlflow.exceptions import MlflowException
@@ -150,6 +161,8 @@ class ModelRegistry:
             for name in ("mlflow", "alembic"):
                 logging.getLogger(name).setLevel(logging.ERROR)
             self._directory.mkdir(parents=True, exist_ok=True)
+            if not self._remote():
+                self._make_database()
             client = MlflowClient(tracking_uri=self._uri(), registry_uri=self._uri())
             try:
                 client.get_registered_model(self._name)
@@ -159,3 +172,38 @@ class ModelRegistry:
                 client.create_registered_model(self._name)
             self._client = client
         return self._client
+
+    def _make_database(self) -> None:
+        """Make the database under another name and rename it, whole: it is there in full or not at all.
+
+        MLflow makes its tables in some seconds of migrations that are no transaction. A process killed among them
+        left a database that no later one could open ("table _alembic_tmp_jobs already exists"), and two that made one
+        at once met in the same way.
+        """
+        database = self._directory / "mlflow.db"
+        with open(self._directory / ".making.lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees it, however this process ends
+            if database.exists():
+                return
+            making = self._directory / ".mlflow.db.tmp"
+            for left in self._directory.glob(f"{making.name}*"):  # with the journal of one that was killed
+                left.unlink()
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            store = SqlAlchemyStore(f"sqlite:///{making}", (self._directory / "artifacts").as_uri())  # type: ignore[no-untyped-call]
+            store.engine.dispose()
+            replace_synced(making, database)
+
+
+def _secrets() -> tuple[str, ...]:
+    """Return what no message may show, the longest first: user and password of the tracking server, whole and alone."""
+    login = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2].rpartition("@")[0]
+    password = login.partition(":")[2]
+    return (login, password, unquote(password)) if password else ()
+
+
+def _said(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    for secret in _secrets():
+        text = text.replace(secret, "****")
+    return text
