@@ -55,6 +55,32 @@ def fill_disk(task: Task, scope: Scope) -> TaskResult:
     return TaskResult(task=task.name, outputs={})
 
 
+def die_of_a_signal_without_a_name(task: Task, scope: Scope) -> TaskResult:
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
+    return TaskResult(task=task.name, outputs={})
+
+
+def leave_the_pipe_to_another(task: Task, scope: Scope) -> TaskResult:
+    if os.fork() == 0:
+        time.sleep(30)
+        os._exit(0)
+    os._exit(3)
+
+
+def start_a_session(task: Task, scope: Scope) -> TaskResult:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    process.returncode = 0  # it is left behind on purpose: no warning
+    return TaskResult(task=task.name, outputs={"pid": process.pid})
+
+
+def count_in_numpy(task: Task, scope: Scope) -> TaskResult:
+    import numpy as np
+
+    scope.batch_done(np.int64(3), np.int64(5))  # type: ignore[arg-type]
+    outputs = {"share": np.float32(0.5), "rows": np.int64(7)}
+    return TaskResult(task=task.name, outputs=outputs, rows_in=np.int32(11))  # type: ignore[arg-type]
+
+
 def sleep(task: Task, scope: Scope) -> TaskResult:
     scope.progress(0, 1, str(os.getpid()))
     time.sleep(float(task.inputs["seconds"]))

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -39,15 +40,18 @@ def enforced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv("HEADRACE_CAGE", "polling")
         yield "polling"
         return
+    yield _kind_of_group(monkeypatch)
+    assert _groups_left() == []
+
+
+def _kind_of_group(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("HEADRACE_CAGE", raising=False)
     with memory_group(ALLOWED) as group:
-        kind = group.kind if group else ""
-    if not kind:
-        text = "no memory control group can be made here: the exact cage was NOT exercised"
-        warnings.warn(pytest.PytestWarning(text), stacklevel=1)
-        pytest.skip(text)
-    yield kind
-    assert list(Path("/sys/fs/cgroup").rglob(f"headrace-{os.getpid()}-*")) == []
+        if group is not None:
+            return group.kind
+    text = "no memory control group can be made here: the exact cage was NOT exercised"
+    warnings.warn(pytest.PytestWarning(text), stacklevel=1)
+    pytest.skip(text)
 
 
 def _run(function: str, *, hook: events.Hook = events.ignore, attempts: int = 1, **inputs: Any) -> TaskResult:
@@ -66,6 +70,48 @@ def test_what_passes_the_budget_is_stopped_and_the_next_run_works(enforced: str)
     after = _run("allocate", mib=64)
     assert after.memory.enforced_by == enforced
     assert 0 < after.memory.reserved_bytes < after.memory.measured_bytes < ALLOWED
+
+
+def test_a_hook_that_waits_does_not_suspend_the_budget(enforced: str) -> None:
+    waited: list[events.Event] = []
+
+    def wait_once(event: events.Event) -> None:
+        if isinstance(event, events.Progress) and not waited:
+            waited.append(event)
+            time.sleep(4)  # as for a server; the child needs about one second for its 2 GiB
+
+    with pytest.raises(MemoryBudgetExceeded) as caught:
+        _run("allocate", hook=wait_once, mib=2048)
+    limit = ALLOWED if enforced != "polling" else ALLOWED * 1.1
+    assert ALLOWED / 2 < caught.value.details["measured_bytes"] <= limit
+
+
+def test_every_task_is_sampled_however_short(enforced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def start_late(thread: threading.Thread) -> None:  # as on a busy host
+        time.sleep(1.5)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    seen: list[events.Event] = []
+    with pytest.raises(MemoryBudgetExceeded):
+        _run("allocate", hook=seen.append, mib=2048)
+    assert any(isinstance(event, events.MemorySample) for event in seen)
+
+
+def test_a_process_that_outlives_the_child_does_not_hold_up_the_run(enforced: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(TaskCrashed, match="exit code 3"):
+        _run("leave_the_pipe_to_another")
+    assert time.monotonic() - started < 15
+
+
+def test_a_process_in_a_session_of_its_own_ends_with_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    _kind_of_group(monkeypatch)
+    pid = _run("start_a_session").outputs["pid"]
+    assert _ended_within(pid, seconds=10)
+    assert _groups_left() == []
 
 
 def test_a_grandchild_counts(enforced: str) -> None:
@@ -97,6 +143,15 @@ def test_other_errors_and_signals_are_crashes() -> None:
     assert "Traceback" not in str(caught.value)
     with pytest.raises(TaskCrashed, match="SIGSEGV"):
         _run("die")
+    with pytest.raises(TaskCrashed, match=f"signal {signal.SIGRTMIN + 6}"):
+        _run("die_of_a_signal_without_a_name")
+
+
+def test_counts_of_numpy_cross_as_numbers() -> None:
+    seen: list[events.Event] = []
+    result = _run("count_in_numpy", hook=seen.append)
+    assert (result.rows_in, result.outputs) == (11, {"share": 0.5, "rows": 7})
+    assert [(e.rows, e.bytes) for e in seen if isinstance(e, events.BatchDone)] == [(3, 5)]
 
 
 def test_a_full_disk_is_a_workspace_error() -> None:
@@ -142,10 +197,7 @@ def test_a_child_dies_with_its_parent() -> None:
         child = int(parent.stdout.readline())
         assert psutil.pid_exists(child)
         parent.kill()
-    until = time.monotonic() + 10
-    while _alive(child) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not _alive(child)
+    assert _ended_within(child, seconds=10)
 
 
 def test_events_come_in_order_and_the_context_is_in_no_file(tmp_path: Path) -> None:
@@ -160,5 +212,21 @@ def test_events_come_in_order_and_the_context_is_in_no_file(tmp_path: Path) -> N
     assert any(isinstance(event, events.MemorySample) for event in seen)
 
 
+def _groups_left() -> list[str]:
+    """Return the groups of this process; unlike rglob, os.walk bears that those of other runs go meanwhile."""
+    names = (name for _, directories, _ in os.walk("/sys/fs/cgroup") for name in directories)
+    return [name for name in names if name.startswith(f"headrace-{os.getpid()}-")]
+
+
+def _ended_within(pid: int, *, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while _alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not _alive(pid)
+
+
 def _alive(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

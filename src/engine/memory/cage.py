@@ -1,8 +1,8 @@
 """Runs a task in a fresh child process that cannot pass its budget, and tells apart how it ended.
 
-The group that enforces it is ``groups.py``, what the child does ``child.py``. A child that is stopped at its budget
-is tried
-again with half the batch; nothing that it did is lost, since only whole files have their final names.
+The group that enforces it is ``groups.py``, what samples it ``sampler.py``, what the child does ``child.py``. A child
+that is stopped at its budget is tried again with half the batch; nothing that it did is lost, since only whole files
+have their final names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
@@ -26,13 +25,11 @@ from engine.errors import HeadraceError, MemoryBudgetExceeded, TaskCrashed, from
 from engine.memory.budget import Budget
 from engine.memory.governor import TERMINATE
 from engine.memory.groups import MemoryGroup, memory_group
-from engine.memory.measure import Measure, measure_tree
+from engine.memory.sampler import SAMPLE_SECONDS, Sampler
 from engine.refs import MemoryFigures, Task, TaskResult, to_json
 from engine.units import format_bytes
 
-SAMPLE_SECONDS = 0.02
 _SAMPLE_EVENT_SECONDS = 0.2
-_TIMELINE = 50  # the last samples, that an error carries
 _ATTEMPTS = 3
 _STDERR_LINES = 30
 
@@ -78,7 +75,9 @@ def run_caged(
 
     Notes
     -----
-    However this ends, no process and no control group is left; a child whose parent is killed dies with it.
+    However this ends, no process and no control group is left; a child whose parent is killed dies with it. Two limits,
+    for tasks that start processes of their own (none of ours does): one that leaves the child's session is only found
+    by a control group, and one whose grandparent is killed is not killed with it.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -116,9 +115,9 @@ class _Child:
         self._started = time.monotonic()
         self._peak = 0
         self._reserved = 0
-        self._timeline: deque[tuple[float, int]] = deque(maxlen=_TIMELINE)
-        self._told = -1.0
-        self._stopped = False  # by us, at terminate
+        self._timeline: list[list[float]] = []  # pairs of seconds and bytes
+        self._told_seconds = -1.0
+        self._told_bytes = 0
         self._answer: dict[str, Any] | None = None
         self._buffer = b""
 
@@ -129,9 +128,14 @@ class _Child:
             self._hook(events.TaskStarted(stage, name, self._budget.allowed_bytes, enforced_by))
             outcome = "failed"
             with self._process(group, output) as process:
-                self._watch(process, group)
+                stop_at = None if group else TERMINATE * self._budget.allowed_bytes
+                with Sampler(process.pid, started=self._started, stop_at_bytes=stop_at) as sampler:
+                    self._send(process)  # the task begins with this, so no moment of it goes unseen
+                    self._watch(process, sampler)
+                self._peak = max(self._peak, sampler.peak.counted_bytes if sampler.peak else 0)
+                self._timeline = [[sample.seconds, sample.counted_bytes] for sample in sampler.timeline]
                 code = process.wait()
-                killed = self._stopped or (group is not None and group.kills() > 0)
+                killed = sampler.stopped or (group is not None and group.kills() > 0)
             try:
                 result = self._conclude(code, killed=killed, enforced_by=enforced_by, output=output)
                 outcome = "ok"
@@ -167,10 +171,6 @@ class _Child:
             os.close(writing)
         self._reading = reading
         try:
-            if process.stdin is not None:
-                with contextlib.suppress(BrokenPipeError):  # it has died already: its exit code says how
-                    process.stdin.write(json.dumps(self._payload, default=str).encode())
-                    process.stdin.close()
             yield process
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -178,41 +178,44 @@ class _Child:
             process.wait()
             os.close(reading)
 
-    def _watch(self, process: subprocess.Popen[bytes], group: MemoryGroup | None) -> None:
-        """Sample and pass events on until the child has closed its pipe and ended."""
+    def _send(self, process: subprocess.Popen[bytes]) -> None:
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has died: its exit code says how
+                pipe.write(json.dumps(self._payload, default=str).encode())
+
+    def _watch(self, process: subprocess.Popen[bytes], sampler: Sampler) -> None:
+        """Pass events on until the child has ended; its pipe may outlive it, in the hands of a process it started."""
         os.set_blocking(self._reading, False)
         with selectors.DefaultSelector() as selector:
             selector.register(self._reading, selectors.EVENT_READ)
-            open_pipe = True
-            while open_pipe or process.poll() is None:
-                if open_pipe and selector.select(SAMPLE_SECONDS):
-                    open_pipe = self._read()
-                elif not open_pipe:
-                    time.sleep(SAMPLE_SECONDS)
-                if process.poll() is None:
-                    self._sample(measure_tree(process.pid))
-                    if group is None and self._peak >= TERMINATE * self._budget.allowed_bytes:
-                        self._stopped = True
-                        os.killpg(process.pid, signal.SIGKILL)
+            while process.poll() is None:
+                if selector.select(SAMPLE_SECONDS) and not self._read():
+                    selector.unregister(self._reading)  # it has closed its end; from here on this only waits
+                self._tell(sampler)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(BlockingIOError):  # empty, and still held by another
+            while self._read():
+                continue
+        self._tell(sampler)
 
-    def _sample(self, measure: Measure) -> None:
-        if not measure.counted_bytes:
-            return  # it has just ended
-        now = self._seconds()
-        self._timeline.append((now, measure.counted_bytes))
-        higher = measure.counted_bytes > self._peak
-        self._peak = max(self._peak, measure.counted_bytes)
-        if now - self._told >= _SAMPLE_EVENT_SECONDS or (higher and now - self._told >= SAMPLE_SECONDS):
-            self._told = now
+    def _tell(self, sampler: Sampler) -> None:
+        """Pass a sample on: each new peak, and one every fifth of a second."""
+        last, peak = sampler.last, sampler.peak
+        if last is None or peak is None:
+            return
+        self._peak = max(self._peak, peak.counted_bytes)
+        higher = peak.counted_bytes > self._told_bytes
+        sample = peak if higher else last
+        if higher or sample.seconds - self._told_seconds >= _SAMPLE_EVENT_SECONDS:
+            self._told_seconds = sample.seconds
+            self._told_bytes = max(self._told_bytes, sample.counted_bytes)
             stage, name = self._task.stage, self._task.name
-            self._hook(events.MemorySample(stage, name, measure.counted_bytes, measure.file_bytes, now))
+            self._hook(events.MemorySample(stage, name, sample.counted_bytes, sample.file_bytes, sample.seconds))
 
     def _read(self) -> bool:
         """Take what the pipe has; return whether it is still open."""
-        try:
-            data = os.read(self._reading, 1 << 16)
-        except BlockingIOError:
-            return True
+        data = os.read(self._reading, 1 << 16)
         self._buffer += data
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
@@ -254,7 +257,7 @@ class _Child:
                 "allowed_bytes": allowed,
                 "measured_bytes": self._peak,
                 "enforced_by": enforced_by,
-                "timeline": [list(point) for point in self._timeline],
+                "timeline": self._timeline,
             },
         )
 
@@ -264,7 +267,7 @@ class _Child:
             what = f"{answer['type']}: {answer['text']}"
             tail = list(answer["traceback"])
         elif code < 0:
-            what = f"ended by {signal.Signals(-code).name}"
+            what = f"ended by {_signal_name(-code)}"
         else:
             what = f"exit code {code}"
         return TaskCrashed(
@@ -275,6 +278,13 @@ class _Child:
 
     def _seconds(self) -> float:
         return round(time.monotonic() - self._started, 3)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have none
+        return f"signal {number}"
 
 
 def _environment(budget: Budget, *, events_fd: int) -> dict[str, str]:

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import importlib
 import json
+import numbers
 import os
 import signal
 import sys
@@ -74,7 +75,16 @@ def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
 
 
 def _say(pipe: IO[str], value: Mapping[str, Any]) -> None:
-    pipe.write(json.dumps(value, default=str) + "\n")
+    pipe.write(json.dumps(value, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of another library (NumPy's are none of json's) as Python's, all else as text."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return str(value)
 
 
 def _described(error: Exception) -> dict[str, Any]:

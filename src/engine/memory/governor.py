@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import time
 from collections.abc import Callable
 
@@ -65,10 +66,18 @@ class Governor:
         self._most = self._batch = budget.batch_bytes
         self._on_pressure = on_pressure
         self._looked = 0.0
+        self._new = False  # a look that no batch has followed yet
 
     def batch_bytes(self) -> int:
-        """Return the upper bound of the next batch: halved at each look above shrink, doubled again when calm."""
+        """Return the upper bound of the next batch: halved after a look above shrink, doubled after a calm one.
+
+        Once a look, not once a call: small batches come faster than looks, and a few of them would otherwise take the
+        bound to its least, or back to its most, on the word of one measure.
+        """
         level = self._look()
+        if not self._new:
+            return self._batch
+        self._new = False
         if level >= 2:
             self._batch = max(_LEAST_BATCH, self._batch // 2)
         elif level == 0:
@@ -89,6 +98,7 @@ class Governor:
         if not force and now - self._looked < _LOOK_EVERY_SECONDS:
             return self._state.level
         self._looked = now
+        self._new = True
         measured = measure_self().counted_bytes
         before = self._state.level
         level = self._state.update(measured)
@@ -101,10 +111,9 @@ class Governor:
 
 def release_pools() -> None:
     """Give unused memory of Python, Arrow and the C library back to the system."""
-    import pyarrow as pa
-
     gc.collect()
-    pa.default_memory_pool().release_unused()
+    if arrow := sys.modules.get("pyarrow"):  # to import it here would take memory where there is none
+        arrow.default_memory_pool().release_unused()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):

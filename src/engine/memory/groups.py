@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,16 +59,25 @@ class MemoryGroup:
         return 0
 
     def remove(self) -> None:
-        """Remove the group; its processes have ended, and the kernel may take a moment to see that."""
+        """End what is left in the group and remove it; the kernel may take a moment to see that it is empty."""
         for _ in range(100):
             try:
                 self.path.rmdir()
             except FileNotFoundError:
                 return
             except OSError:
+                self._kill()
                 time.sleep(0.01)
             else:
                 return
+
+    def _kill(self) -> None:
+        """Kill what a task has started in a session of its own, which outlives the child's."""
+        with contextlib.suppress(FileNotFoundError):  # removed since
+            for word in (self.path / "cgroup.procs").read_text().split():
+                if int(word) > 0:  # 0 is a process of another pid namespace, and to kill it is to kill ourselves
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(word), signal.SIGKILL)
 
 
 @contextlib.contextmanager

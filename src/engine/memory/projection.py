@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from engine.errors import PlanRefused
 from engine.memory.budget import Budget
@@ -90,17 +91,22 @@ class ReservedStore:
 
     def load(self, stage: str) -> int:
         """Return the largest figure measured so far, or a documented first guess, in bytes."""
-        try:
-            return int((self._directory / f"{stage}.reserved").read_text())
-        except FileNotFoundError:
-            return _FIRST_RESERVED.get(stage, _UNKNOWN_RESERVED)
+        return self._measured(stage) or _FIRST_RESERVED.get(stage, _UNKNOWN_RESERVED)
 
     def save(self, stage: str, reserved_bytes: int) -> None:
         """Keep a figure where it is the largest of this kind; 0 says nothing."""
-        path = self._directory / f"{stage}.reserved"
-        known = int(path.read_text()) if path.exists() else 0
-        if reserved_bytes > known:
+        if reserved_bytes > self._measured(stage):
             self._directory.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
+            path = self._path(stage)
+            temporary = path.with_suffix(f".{uuid4().hex[:8]}.tmp")  # tasks of one phase may end at once
             temporary.write_text(str(reserved_bytes))
             temporary.replace(path)
+
+    def _measured(self, stage: str) -> int:
+        try:
+            return int(self._path(stage).read_text())
+        except (FileNotFoundError, ValueError):  # cut off with the power: it is measured again by the next task
+            return 0
+
+    def _path(self, stage: str) -> Path:
+        return self._directory / f"{stage}.reserved"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_reserved_keeps_the_largest_figure_of_a_stage(tmp_path: Path) -> None:
     assert ReservedStore(tmp_path / "memory").load("unheard of") > 0
 
 
+def test_tasks_that_end_at_once_all_keep_their_reserved(tmp_path: Path) -> None:
+    store = ReservedStore(tmp_path / "memory")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda size: store.save("train.fit", size), range(1, 801)))  # raises what a save raised
+    assert 0 < store.load("train.fit") <= 800
+    assert [path.name for path in (tmp_path / "memory").iterdir()] == ["train.fit.reserved"]
+
+
+def test_a_reserved_figure_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
+    store = ReservedStore(tmp_path)
+    first = store.load("train.fit")
+    (tmp_path / "train.fit.reserved").write_text("")
+    assert store.load("train.fit") == first
+    store.save("train.fit", 13)
+    assert store.load("train.fit") == 13
+
+
 def test_pressure_rises_at_once_and_falls_only_below_the_threshold_under_it() -> None:
     state = PressureState(reserved_bytes=100, allowed_bytes=1_100)  # thresholds at 700, 800, 900
     seen = [state.update(measured) for measured in (699, 700, 799, 800, 750, 700, 699, 900, 850, 799, 750, 600)]
@@ -88,6 +106,14 @@ def test_the_governor_shrinks_batches_under_pressure_and_lets_them_grow_back(mon
     measured[0] = 100 * MIB
     assert [governor.batch_bytes(), governor.batch_bytes(), governor.batch_bytes()] == [4 * MIB, 8 * MIB, 8 * MIB]
     assert told == ["shrink", "none"]
+
+
+def test_many_small_batches_after_one_look_shrink_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "measure_self", lambda: Measure(400 * MIB))
+    monkeypatch.setattr(module, "_LOOK_EVERY_SECONDS", 3600.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 10_000.0)
+    governor = Governor(Budget(512 * MIB), reserved_bytes=0)
+    assert {governor.batch_bytes() for _ in range(20)} == {4 * MIB}
 
 
 def test_waiting_under_pause_ends_even_when_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
