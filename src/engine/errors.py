@@ -4,7 +4,10 @@ HeadraceError                      exit code 1
  |-- SpecError                     2   the pipeline file: file, line, key path, what is allowed
  |-- PlanRefused                   2   the plan does not fit the budget: worst term, smallest budget that would do
  |-- SourceError                   3   the source cannot be reached or read
- |    `-- SourceSchemaError        3   it was reached and does not have what the pipeline file names
+ |    |-- SourceSchemaError        3   it was reached and does not have what the pipeline file names
+ |    |-- SchemaChanged            3   its columns are not what they were: the difference, column by column
+ |    |-- QuarantineExceeded       3   more rows do not fit than max_quarantine_share allows
+ |    `-- KeyConflict              3   a key came again, and the pipeline file says on_conflict: fail
  |-- WorkspaceError                4   read-only, full disk, memory-backed scratch
  |    |-- WorkspaceLocked          4   another run of this pipeline is writing
  |    `-- TableError               4   a table or one of its chunks cannot be read
@@ -85,6 +88,18 @@ class SourceError(HeadraceError):
 
 class SourceSchemaError(SourceError):
     """The source lacks a table or column that the pipeline file names, or has it with another type."""
+
+
+class SchemaChanged(SourceError):
+    """The source breaks its contract; ``details`` has ``differences`` (column, kind, was, found, where)."""
+
+
+class QuarantineExceeded(SourceError):
+    """Too many rows of a slice do not fit; nothing of it was committed. ``details`` has counts by reason."""
+
+
+class KeyConflict(SourceError):
+    """A key arrived again, which ``on_conflict: fail`` forbids; ``details`` has examples."""
 
 
 class WorkspaceError(HeadraceError):

@@ -26,28 +26,98 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_\-]*$", max_length=64
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+FILE, READ_AT, FILE_KEY = "_file", "_read_at", "_key"
+"""Columns that rows of files have beside their own: the file's name, when that version of it was read, and, where the
+pipeline names no key, file and row number."""
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
-class SourceSpec(_Section):
+DATABASES = ("sqlite://", "postgresql://", "postgres://", "adbc+")
+"""How the URI of a database begins; every other URI names files."""
+
+
+class CsvSpec(_Section):
+    """How CSV files are written."""
+
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    quote: str = Field('"', min_length=1, max_length=1)
+    header: bool = Field(True, description="the first line names the columns; else they are column_1, column_2, ...")
+    nulls: tuple[str, ...] = Field((), description="texts that mean null, beside an empty field")
+
+
+class _FeedSpec(_Section):
+    """What rows and labels have in common: where they come from, and how late they may be."""
+
+    format: Literal["parquet", "csv", "ndjson", "arrow", "delta"] | None = Field(
+        None, description="of files; default: by their suffix"
+    )
+    csv: CsvSpec = CsvSpec()
+    types: dict[str, Literal["integer", "float", "boolean", "time", "text"]] = Field(
+        default_factory=dict, description="of columns in CSV and NDJSON files; default: as their first rows look"
+    )
+    lag: Duration = Field(
+        timedelta(0), description="how far behind the watermark rows are read again, for those that came late"
+    )
+
+
+class SourceSpec(_FeedSpec):
     """Where the rows come from."""
 
-    uri: Uri = Field(description="sqlite:///path/to.db or postgresql://user@host/database")
-    table: str = Field(description="table or view; schema.table where the database has schemas")
-    key: str = Field(description="the column that identifies a row")
-    cursor: str = Field(description="a timestamp that grows with every insert and update of a row")
+    uri: Uri = Field(
+        description="sqlite:///path/to.db, postgresql://user@host/database, adbc+driver:..., or files: a path, a glob, "
+        "a directory, an object store's URI, a Delta table"
+    )
+    table: str = Field("", description="table or view; schema.table where the database has schemas; none for files")
+    key: str = Field("", description="the column that identifies a row; for files default _key: file and row")
+    cursor: str = Field(
+        "", description="a timestamp that grows with every insert and update of a row; for files default _read_at"
+    )
+    on_conflict: Literal["newest", "keep_first", "fail"] = Field(
+        "newest", description="what becomes of a row whose key has come before: the newest by cursor counts, or ..."
+    )
     max_row_bytes: Bytes = Field(16 * 2**20, description="a row larger than this goes to quarantine")
+    max_quarantine_share: Share = Field(
+        0.5, description="of the rows of a slice; above it the run stops before it commits"
+    )
+    allow: tuple[Literal["dropped", "narrowed", "retyped", "key"], ...] = Field(
+        (), description="changes of the source's schema that are not to stop a run"
+    )
+
+    @property
+    def is_files(self) -> bool:
+        """Whether the rows come from files."""
+        return not self.uri.get_secret_value().startswith(DATABASES)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _for_files(cls, value: Any) -> Any:
+        """Fill in what only files may leave out."""
+        uri = value.get("uri") if isinstance(value, dict) else None
+        text = uri.get_secret_value() if isinstance(uri, SecretStr) else uri
+        if not isinstance(text, str) or text.startswith(DATABASES):
+            return value
+        filled = {"key": FILE_KEY, "cursor": READ_AT}
+        return {**value, **{name: default for name, default in filled.items() if not value.get(name)}}
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        for name in ("table", "key", "cursor"):
+            if not self.is_files and not getattr(self, name):
+                raise ValueError(f"{name} is missing: only files can do without")
+        return self
 
 
-class LabelsSpec(_Section):
+class LabelsSpec(_FeedSpec):
     """Where the labels come from, and when they are known."""
 
-    table: str
-    uri: Uri | None = Field(None, description="default: that of the source")
+    table: str = Field("", description="table or view; none for files")
+    uri: Uri | None = Field(None, description="default: that of the source, with its format")
     key: str = Field(description="the key of the row that the label is of")
-    value: str = Field(description="the label: boolean, or 0 and 1")
-    labelled_at: str = Field(description="when the label was written: the cursor of this source")
+    value: str = Field(description="the label: boolean, or 0 and 1; null withdraws a label")
+    labelled_at: str = Field(description="when the label was written: the cursor of this source; of files _read_at")
     delay: Duration = Field(timedelta(0), description="a label counts at event time + delay at the earliest")
     absent: Literal["negative", "unknown"] = Field(
         "unknown", description="what a row without a label is, once its delay has passed"
@@ -233,6 +303,12 @@ class PipelineSpec(_Section):
         if not names:
             raise ValueError("features: there are none")
         return self
+
+    @property
+    def labels_are_files(self) -> bool:
+        """Whether the labels come from files."""
+        uri = self.labels.uri
+        return self.source.is_files if uri is None else not uri.get_secret_value().startswith(DATABASES)
 
     @property
     def after_columns(self) -> tuple[str, ...]:

@@ -113,6 +113,14 @@ class Table:
         chunks = [chunk for chunk in chunks if newest_n is None or chunk.n <= newest_n]
         return sorted(chunks, key=lambda chunk: chunk.name)
 
+    def is_retyped_by(self, schema: pa.Schema) -> bool:
+        """Return whether a column has another type in ``schema`` than in the table."""
+        mine = self.schema()
+        if mine is None:
+            return False
+        both = [name for name in schema.names if name in mine.names]
+        return any(not same_type(mine.field(name).type, schema.field(name).type) for name in both)
+
     def rows(self) -> int:
         """Return the number of live rows, from the log."""
         return sum(chunk.rows for chunk in self.chunks())
@@ -125,6 +133,7 @@ class Table:
         schema: pa.Schema,
         add: Sequence[ChunkRef] = (),
         remove: Sequence[str] = (),
+        retyped: bool = False,
     ) -> TableRef:
         """Make chunks part of the table, and others no longer, in one version; once for each (app, n).
 
@@ -136,6 +145,8 @@ class Table:
             Of the added chunks. Columns that the table lacks are added first.
         add, remove
             New chunks, and the names of live ones that they replace.
+        retyped
+            Columns have other types than in the table: ``add`` holds every row anew, and nothing else stays.
 
         Raises
         ------
@@ -148,17 +159,19 @@ class Table:
             table = self._open() or self._create(schema)
             if int(table.transaction_version(app) or 0) >= n:
                 return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0))
-            if self._widen(table, schema):
+            if not retyped and self._widen(table, schema):
                 continue  # the new columns were a commit of their own: look again on a fresh handle
             live = {action["path"] for action in pa.table(table.get_add_actions(flatten=False)).to_pylist()}
             now = int(time.time() * 1000)
             actions: list[AddAction | RemoveAction] = [_add_action(ref, now) for ref in add]
             actions += [RemoveAction(path, True, now) for path in remove if path in live]
             try:
+                # Overwriting is the one way to another schema. Without retries it meets any concurrent commit as a
+                # conflict, so it cannot miss one.
                 table.create_write_transaction(
-                    actions,
-                    mode="append",
-                    schema=_arrow_schema(table),
+                    [action for action in actions if isinstance(action, AddAction)] if retyped else actions,
+                    mode="overwrite" if retyped else "append",
+                    schema=schema if retyped else _arrow_schema(table),
                     commit_properties=CommitProperties(
                         custom_metadata={"headrace.app": app, "headrace.n": str(n)},
                         max_commit_retries=0,
@@ -202,7 +215,7 @@ class Table:
         mine = _arrow_schema(table)
         for wanted in schema:
             index = mine.get_field_index(wanted.name)
-            if index >= 0 and not _same_type(mine.field(index).type, wanted.type):
+            if index >= 0 and not same_type(mine.field(index).type, wanted.type):
                 raise SchemaMismatch(
                     f"table {self.name}: column {wanted.name!r} is {mine.field(index).type}, "
                     f"the new chunk has {wanted.type}",
@@ -225,7 +238,8 @@ def _arrow_schema(table: DeltaTable) -> pa.Schema:
     return pa.schema(table.schema().to_arrow())
 
 
-def _same_type(mine: pa.DataType, other: pa.DataType) -> bool:
+def same_type(mine: pa.DataType, other: pa.DataType) -> bool:
+    """Return whether Delta keeps both types as one."""
     return bool(_plain(mine) == _plain(other))
 
 

@@ -19,7 +19,7 @@ from engine.sources.opening import open_source
 from engine.sources.protocol import Source
 from engine.spec import PipelineSpec
 
-__all__ = ["Finding", "check_leaks", "check_pipeline", "check_schema", "open_labels", "open_rows"]
+__all__ = ["Finding", "check_leaks", "check_pipeline", "check_schema", "open_feed", "open_labels", "open_rows"]
 
 Transform = Callable[[pa.Table], pa.Table]
 _SHOWN_NAMES = 40
@@ -55,21 +55,38 @@ def check_pipeline(
     return tuple(sorted(found, key=lambda finding: order.index(finding.severity)))
 
 
-def open_rows(spec: PipelineSpec) -> Source:
-    """Return the source of a pipeline's rows."""
+def open_feed(spec: PipelineSpec, what: str, *, types: pa.Schema | None = None) -> Source:
+    """Return the source of what goes to ``raw`` or to ``labels``."""
+    return open_rows(spec, types=types) if what == "raw" else open_labels(spec, types=types)
+
+
+def open_rows(spec: PipelineSpec, *, types: pa.Schema | None = None) -> Source:
+    """Return the source of a pipeline's rows; ``types`` are those of its contract, for files without any."""
     source = spec.source
-    return open_source(source.uri, table=source.table, key=source.key, cursor=source.cursor, times=(spec.event_time,))
+    return open_source(
+        source.uri,
+        feed=source,
+        table=source.table,
+        key=source.key,
+        cursor=source.cursor,
+        times=(spec.event_time,),
+        types=types,
+        max_value_bytes=source.max_row_bytes,
+    )
 
 
-def open_labels(spec: PipelineSpec) -> Source:
+def open_labels(spec: PipelineSpec, *, types: pa.Schema | None = None) -> Source:
     """Return the source of a pipeline's labels: key, value, labelled_at."""
     labels = spec.labels
     return open_source(
         labels.uri or spec.source.uri,
+        feed=labels if labels.uri else spec.source,
         table=labels.table,
         key=labels.key,
         cursor=labels.labelled_at,
         columns=(labels.key, labels.value, labels.labelled_at),
+        types=types,
+        max_value_bytes=spec.source.max_row_bytes,
     )
 
 

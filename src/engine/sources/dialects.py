@@ -16,9 +16,12 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from engine.errors import SourceSchemaError
-from engine.sources.protocol import Position
+from engine.sources.protocol import STAMP, Position
 
-STAMP = pa.timestamp("us", tz="UTC")
+__all__ = ["APART", "STAMP", "Column", "Dialect", "Range", "Read", "nearest", "quote", "quote_table"]
+
+APART = "\x1f"
+"""Between the parts of a text in ``Read.wrong``."""
 
 _SHOWN_NAMES = 40
 
@@ -44,9 +47,22 @@ class Range:
     key: Column
     cursor: Column
     after: Position | None
+    since: datetime | None  # with a zone
     until: datetime  # with a zone
+    max_value_bytes: int  # a larger text or blob stays where it is, and its row is rejected
     limit_rows: int
     batch_rows: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """A batch as it came, in order of (cursor, key)."""
+
+    rows: pa.RecordBatch  # with the columns' types
+    cursors: pa.Array  # of each row, as the database has it
+    keys: pa.Array
+    # what is wrong with a row, null where nothing is: place of the column, what, and the value, apart by ``APART``
+    wrong: pa.Array | None = None
 
 
 class Dialect(Protocol):
@@ -60,8 +76,8 @@ class Dialect(Protocol):
     def tables(self) -> list[str]:
         """Return the names of the tables and views that can be read."""
 
-    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
-        """Yield batches with the columns' types, each with its cursors and keys as the database has them."""
+    def read(self, wanted: Range) -> Iterator[Read]:
+        """Yield batches in order; values that the columns' types cannot take are null there, and named in ``wrong``."""
 
     def close(self) -> None:
         """Disconnect."""

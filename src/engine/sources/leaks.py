@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -27,7 +26,6 @@ SUPPORT_ROWS = 30
 _SAMPLE_BYTES = 128 * 2**20
 _SCANNED_ROWS = 20  # for each row of the sample, before giving up on finding labelled ones
 _BATCH_ROWS = 2_048
-_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _LABEL = "_headrace_label"
 _DAY = "_headrace_day"
 _LEAST_DAYS = 5  # a number that stands for one storm is no leak
@@ -127,7 +125,7 @@ def _known_labels(spec: PipelineSpec, labels: Source, *, limit_rows: int) -> tup
     """Return the oldest labels by key, the last record counting, and an example of a value that is none."""
     known: dict[Any, bool] = {}
     wrong = None
-    for batch in labels.read(after=None, until=_EVER, limit_rows=limit_rows, batch_rows=_BATCH_ROWS):
+    for batch in labels.head(limit_rows=limit_rows, batch_rows=_BATCH_ROWS):
         keys, values = (batch.column(name).to_pylist() for name in (spec.labels.key, spec.labels.value))
         for key, value in zip(keys, values, strict=True):
             if value is None:
@@ -146,7 +144,7 @@ def _sample(spec: PipelineSpec, source: Source, known: dict[Any, bool], *, sampl
     kept: list[pa.RecordBatch] = []
     rows_kept = bytes_kept = 0
     limit = _SCANNED_ROWS * sample_rows
-    for batch in source.read(after=None, until=_EVER, limit_rows=limit, batch_rows=_BATCH_ROWS):
+    for batch in source.head(limit_rows=limit, batch_rows=_BATCH_ROWS):
         label = [known.get(key) for key in batch.column(spec.source.key).to_pylist()]
         for at, one in enumerate(label):
             if one is None and absent_counts and spare:

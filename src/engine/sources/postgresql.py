@@ -12,7 +12,8 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from engine.errors import SourceError
-from engine.sources.dialects import STAMP, Column, Range, quote, quote_table
+from engine.sources.dialects import STAMP, Column, Range, Read, quote, quote_table
+from engine.sources.protocol import LONGEST_VALUE
 from engine.sources.scrubbing import scrub
 
 _BATCH_BYTES = 4 * 2**20
@@ -29,6 +30,8 @@ _TYPES = {
 _TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
 # A cast to these takes the first letter or bit only, unless they are written so.
 _UNCUT = {"character": "bpchar", "bit": '"bit"'}
+_WRONG = "_headrace_wrong"
+_LONG = ("text", "character varying", "bytea")
 _YEARS = "'0001-01-01'", "'10000-01-01'"
 _NUMERIC_AS = {pa.int64(): "bigint", pa.float64(): "double precision", pa.string(): "text"}
 _DIGITS_OF_INT64 = 18
@@ -73,16 +76,15 @@ class PostgreSQL:
         """Return the names of tables and views outside the system's schemas."""
         return [name for (name,) in self._rows(_TABLES)]
 
-    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
+    def read(self, wanted: Range) -> Iterator[Read]:
         """Yield batches with their cursors and keys."""
         where, settings = _where(wanted)
-        columns = ", ".join(
-            f"{_selected(column, clipped=column not in (wanted.key, wanted.cursor))} AS {quote(column.name)}"
-            for column in wanted.columns
-        )
+        columns = ", ".join(f"{_selected(column, wanted)} AS {quote(column.name)}" for column in wanted.columns)
+        wrong = _wrong(wanted)
         sql = (
-            f"SELECT {columns} FROM {wanted.table} WHERE {where} ORDER BY {wanted.table}.{quote(wanted.cursor.name)}, "
-            f"{wanted.table}.{quote(wanted.key.name)} LIMIT current_setting('headrace.limit')::bigint"
+            f"SELECT {columns}{f', {wrong} AS {_WRONG}' if wrong else ''} FROM {wanted.table} WHERE {where} "
+            f"ORDER BY {wanted.table}.{quote(wanted.cursor.name)}, {wanted.table}.{quote(wanted.key.name)} "
+            "LIMIT current_setting('headrace.limit')::bigint"
         )
         schema = pa.schema([(column.name, column.type) for column in wanted.columns])
         try:
@@ -95,8 +97,9 @@ class PostgreSQL:
                 statement.execute(sql)
                 for batch in statement.fetch_record_batch():
                     if batch.num_rows:
-                        rows = batch.cast(schema)
-                        yield rows, rows.column(wanted.cursor.name), rows.column(wanted.key.name)
+                        rows = batch.select(schema.names).cast(schema)
+                        cursors, keys = rows.column(wanted.cursor.name), rows.column(wanted.key.name)
+                        yield Read(rows, cursors, keys, batch.column(_WRONG) if wrong else None)
         except (OSError, pa.ArrowException, _driver_error()) as error:
             raise SourceError(
                 f"reading {wanted.table} failed: {scrub(str(error), self._uri)}",
@@ -153,6 +156,9 @@ def _where(wanted: Range) -> tuple[str, dict[str, str]]:
     until, after = (f"current_setting('headrace.{name}')::{wanted.cursor.declared}" for name in ("until", "cursor"))
     settings = {"until": wanted.until.astimezone(UTC).isoformat(), "limit": str(wanted.limit_rows)}
     where = f"{cursor} <= {until} AND {cursor} >= {_YEARS[0]}"
+    if wanted.since is not None:
+        settings["since"] = wanted.since.astimezone(UTC).isoformat()
+        where += f" AND {cursor} >= current_setting('headrace.since')::{wanted.cursor.declared}"
     if wanted.after is None:
         return where, settings
     settings["cursor"] = str(wanted.after.cursor)
@@ -175,11 +181,27 @@ def _arrow_type(declared: str, modifier: int) -> pa.DataType:
     return _TYPES.get(declared, pa.string())
 
 
-def _selected(column: Column, *, clipped: bool) -> str:
+def _is_no_time(column: Column, wanted: Range) -> str | None:
+    """Return the test for what the driver would give as a time long ago: infinity, and years that Python lacks."""
+    name = quote(column.name)
+    if column.type != STAMP or column in (wanted.key, wanted.cursor):
+        return None
+    return f"{name} < {_YEARS[0]} OR {name} >= {_YEARS[1]}"
+
+
+def _is_fat(column: Column, wanted: Range) -> str | None:
+    # Of a long value the server knows the size without reading it.
+    if column.declared not in _LONG or column in (wanted.key, wanted.cursor):
+        return None
+    return f"octet_length({quote(column.name)}) > {wanted.max_value_bytes}"
+
+
+def _selected(column: Column, wanted: Range) -> str:
     """Return the expression that gives a column in a type that the driver reads as what we promise."""
     name = quote(column.name)
-    if clipped and column.type == STAMP:  # the driver gives infinity as a time long ago
-        name = f"(CASE WHEN {name} >= {_YEARS[0]} AND {name} < {_YEARS[1]} THEN {name} END)"
+    test = _is_no_time(column, wanted) or _is_fat(column, wanted)
+    if test:
+        name = f"(CASE WHEN NOT ({test}) THEN {name} END)"
     if column.declared == "timestamp with time zone":
         return name
     if column.type == STAMP:
@@ -187,3 +209,21 @@ def _selected(column: Column, *, clipped: bool) -> str:
     if column.declared == "numeric":
         return f"{name}::{_NUMERIC_AS[column.type]}"
     return name if column.declared in _TYPES else f"{name}::text"
+
+
+def _wrong(wanted: Range) -> str:
+    """Return the expression that says what is wrong with a row, as ``Read.wrong`` has it; empty: nothing can be."""
+    cases = []
+    for place, column in enumerate(wanted.columns):
+        name = quote(column.name)
+        if test := _is_no_time(column, wanted):
+            what = "'infinite, or outside the years 1 to 9999'"
+        elif test := _is_fat(column, wanted):
+            what = f"'larger than max_row_bytes: ' || octet_length({name}) || ' bytes'"
+        else:
+            continue
+        # Only the beginning, so that a long value is not read to its end.
+        begin = f"substring({name} from 1 for {LONGEST_VALUE})" if column.declared in _LONG else f"{name}::text"
+        shown = f"encode({begin}, 'escape')" if column.declared == "bytea" else begin
+        cases.append(f"WHEN {test} THEN '{place}' || chr(31) || {what} || chr(31) || {shown}")
+    return f"CASE {' '.join(cases)} END" if cases else ""

@@ -1,16 +1,25 @@
-"""What every source offers. SQL databases are in ``sql.py``; a new kind is a file beside it and a line in
-``opening.py``.
+"""What every source offers. SQL databases are in ``sql.py``, files in ``files/``; a new kind is a module beside them
+and a line in ``opening.py``.
+
+A source says what a slice would read, and reads it; what has been committed, and what of it is new, is for
+``stages/extract.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
+
+STAMP = pa.timestamp("us", tz="UTC")
+"""What every time is."""
+
+LONGEST_VALUE = 256
+"""Characters of a rejected value that are kept."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +39,83 @@ class Position:
         return cls(**value)
 
 
+@dataclass(frozen=True)
+class SeenFile:
+    """A file of which rows have been committed."""
+
+    name: str  # relative to the source's directory, or the whole URI
+    size: int  # bytes
+    modified: int  # microseconds since 1970 UTC
+    digest: str  # of the whole content, in hexadecimal; empty while ``offset`` is not None
+    rows: int  # read so far
+    read_at: int  # microseconds since 1970 UTC: ``_read_at`` of its rows
+    offset: int | None = None  # where to go on (bytes or rows, as the format has it); None: read to its end
+    same_as: str | None = None  # the file of the same content that was read instead
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-able mapping."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> SeenFile:
+        """Return the file that ``to_json`` described."""
+        return cls(**value)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the committed slices have read of a source."""
+
+    position: Mapping[str, Any] | None = None  # ``Ending.position`` of the last slice
+    files: Callable[[], Mapping[str, SeenFile]] = dict  # by name; empty for sources that are no files
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a slice may read."""
+
+    until: datetime  # nothing that is newer: the run's clock
+    limit_rows: int  # about so many rows: SQL exactly, files to the end of a block
+    since: datetime | None = None  # read again from this cursor on (inclusive), whatever was seen; None: what is new
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that does not fit its schema."""
+
+    reason: str
+    column: str | None = None
+    value: str | None = None  # of that column, as it came, cut at ``LONGEST_VALUE`` characters
+    key: str | None = None
+    cursor: datetime | None = None  # where the row can be found again
+    place: str | None = None  # file and row
+    row: Mapping[str, Any] = field(default_factory=dict)  # JSON-able; long values are cut
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that fit the schema, and those beside them that do not."""
+
+    rows: pa.RecordBatch
+    rejected: Sequence[Rejected] = ()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a read of a range ended; recorded with the commit that holds its rows."""
+
+    position: Mapping[str, Any] | None
+    more: bool  # whether the window held more than the slice took
+    files: Sequence[SeenFile] = ()  # as they are now; each replaces what was recorded of its name
+    counts: Mapping[str, int] = field(default_factory=dict)  # for the report: files new, grown, changed, ...
+
+
 class Source(Protocol):
-    """A table that grows, open for reading; a context manager."""
+    """Rows that arrive, open for reading; a context manager that connects at first use.
+
+    Errors of all methods: ``SourceSchemaError`` when the table or a needed column is not there, ``SourceError`` when
+    the source cannot be reached, the connection breaks, or a file is damaged (named). Messages hold no secrets.
+    """
 
     def __enter__(self) -> Self: ...
 
@@ -40,41 +124,39 @@ class Source(Protocol):
     ) -> None: ...
 
     def schema(self) -> pa.Schema:
-        """Return the columns with the types that ``read`` gives; times are timestamp[us, UTC]. Reads metadata only.
+        """Return the columns with the types that ``head`` gives; times are timestamp[us, UTC]. Reads metadata only.
 
-        Raises
-        ------
-        SourceSchemaError
-            The table, or a column that is needed, is not there.
-        SourceError
-            The source cannot be reached.
+        Files without types of their own (CSV, NDJSON) are guessed from their first rows.
         """
 
-    def read(
-        self, *, after: Position | None, until: datetime, limit_rows: int, batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield rows in order of (cursor, key), strictly after ``after``, with a cursor up to ``until``.
+    def head(self, *, limit_rows: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the oldest rows with ``schema``, at most ``limit_rows``: a look at the data, for checks and drafts.
 
-        Rows are the same, in the same order, whatever ``batch_rows`` is. A row whose cursor is null has no place in
-        the order and is never read.
+        Rows that do not fit are left out.
+        """
+
+    def next_range(self, seen: Seen, window: Window) -> Mapping[str, Any] | None:
+        """Return what the next slice reads, as JSON, or None when there is nothing; reads metadata only.
+
+        The same range read again, after a crash, gives the same rows, as far as the source still has them.
+        """
+
+    def schemas(self, bounds: Mapping[str, Any]) -> Sequence[tuple[str, pa.Schema]]:
+        """Return the distinct schemas of what a range holds, each with an example of where it was found."""
+
+    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
+        """Yield the rows of a range, in the source's order.
 
         Parameters
         ----------
-        after
-            Where the last read ended; None reads from the beginning.
-        until
-            Upper bound of the cursor, inclusive.
-        limit_rows
-            At most so many rows.
-        batch_rows
-            At most so many in one batch.
-
-        Raises
-        ------
-        SourceError
-            The connection broke, or a value contradicts its column's type.
+        bounds
+            From ``next_range``.
+        schema
+            Of every batch: values are converted to its types, and a row with one that cannot be is rejected; a column
+            that the source lacks is null, one that the schema lacks is left out.
+        batch_bytes
+            A batch is about so large at most; a row that is larger alone comes alone.
         """
 
-    @property
-    def position(self) -> Position | None:
-        """Where the last row that ``read`` yielded stands; ``after`` before any."""
+    def ending(self) -> Ending:
+        """Return where the last ``read``, which has been exhausted, ended."""

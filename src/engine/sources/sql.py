@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.errors import SourceSchemaError
-from engine.sources.dialects import Column, Dialect, Range, nearest, quote_table
-from engine.sources.protocol import Position
+from engine.sources.casting import cast_rows, reject
+from engine.sources.dialects import APART, Column, Dialect, Range, nearest, quote_table
+from engine.sources.protocol import Batch, Ending, Position, Seen, Window
+from engine.units import format_time, parse_time
+
+_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+_MOST_ROWS = 131_072
+_TEXT_BYTES = 64  # a first guess of a text and its offset
 
 
 class SQLSource:
-    """One table; see ``protocol.Source``."""
+    """One table; see ``protocol.Source``. Ranges are read strictly after a position, in order of (cursor, key)."""
 
     def __init__(
         self,
@@ -26,8 +33,10 @@ class SQLSource:
         cursor: str,
         columns: Sequence[str] | None,
         times: Sequence[str],
+        max_value_bytes: int,
     ) -> None:
         self._dialect = dialect
+        self._max_value_bytes = max_value_bytes
         self._table = table
         self._key = key
         self._cursor = cursor
@@ -35,6 +44,7 @@ class SQLSource:
         self._times = times
         self._found: tuple[Column, ...] = ()
         self._position: Position | None = None
+        self._more = False
 
     def __enter__(self) -> Self:
         """Return itself; it connects at first use."""
@@ -45,18 +55,66 @@ class SQLSource:
         self._dialect.close()
 
     def schema(self) -> pa.Schema:
-        """Return the columns with the types that ``read`` gives."""
+        """Return the columns with the types that ``head`` gives."""
         return pa.schema([pa.field(column.name, column.type) for column in self._columns()])
 
     @property
     def position(self) -> Position | None:
-        """Where the last row that ``read`` yielded stands."""
+        """Where the last row that was read stands."""
         return self._position
 
-    def read(
-        self, *, after: Position | None, until: datetime, limit_rows: int, batch_rows: int
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield rows in order of (cursor, key)."""
+    def head(self, *, limit_rows: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield the oldest rows."""
+        for part in self.scan(after=None, until=_EVER, limit_rows=limit_rows, batch_rows=batch_rows):
+            yield part.rows
+
+    def next_range(self, seen: Seen, window: Window) -> Mapping[str, Any] | None:
+        """Return the range after what was seen, or None when it holds no row."""
+        bounds = {
+            "after": seen.position,
+            "since": None if window.since is None else format_time(window.since),
+            "until": format_time(window.until),
+            "limit_rows": window.limit_rows,
+        }
+        probe = self.scan(**_arguments(bounds | {"limit_rows": 1}), batch_rows=1)
+        return bounds if any(part.rows.num_rows or part.rejected for part in probe) else None
+
+    def schemas(self, bounds: Mapping[str, Any]) -> Sequence[tuple[str, pa.Schema]]:
+        """Return the table's declared schema, whatever the range."""
+        del bounds
+        return [(self._table, self.schema())]
+
+    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
+        """Yield the rows of a range in order of (cursor, key)."""
+        own = self.schema()
+        row_bytes = sum(8 if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in own)
+        batch_rows = max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
+        rows = 0
+        for part in self.scan(**_arguments(bounds), batch_rows=batch_rows):
+            rows += part.rows.num_rows + len(part.rejected)
+            cast, wrong = cast_rows(part.rows, schema, key=self._key, cursor=self._cursor)
+            yield Batch(cast, (*part.rejected, *wrong))
+        self._more = rows >= int(bounds["limit_rows"])
+
+    def ending(self) -> Ending:
+        """Return the position of the last row."""
+        position = None if self._position is None else self._position.to_json()
+        return Ending(position=position, more=self._more)
+
+    def scan(
+        self,
+        *,
+        after: Position | None,
+        until: datetime,
+        limit_rows: int,
+        batch_rows: int,
+        since: datetime | None = None,
+    ) -> Iterator[Batch]:
+        """Yield rows strictly after ``after`` with a cursor from ``since`` to ``until``, both inclusive.
+
+        Rows are the same, in the same order, whatever ``batch_rows`` is. A row whose cursor is null has no place in the
+        order and is never read.
+        """
         columns = self._columns()
         by_name = {column.name: column for column in columns}
         wanted = Range(
@@ -65,29 +123,45 @@ class SQLSource:
             key=by_name[self._key],
             cursor=by_name[self._cursor],
             after=after,
+            since=since,
             until=until if until.tzinfo else until.replace(tzinfo=UTC),
+            max_value_bytes=self._max_value_bytes,
             limit_rows=limit_rows,
             batch_rows=batch_rows,
         )
         self._position = after
-        for batch, cursors, keys in self._dialect.read(wanted):
-            for start in range(0, batch.num_rows, batch_rows):
-                part = batch.slice(start, batch_rows)
-                last = start + part.num_rows - 1
-                self._position = Position(cursor=_literal(cursors[last].as_py()), key=_literal(keys[last].as_py()))
-                yield part
+        for part in self._dialect.read(wanted):
+            for start in range(0, part.rows.num_rows, batch_rows):
+                rows = part.rows.slice(start, batch_rows)
+                last = start + rows.num_rows - 1
+                self._position = _position(part.cursors[last], part.keys[last])
+                wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
+                yield self._split(rows, wrong)
+
+    def _split(self, rows: pa.RecordBatch, wrong: pa.Array | None) -> Batch:
+        if wrong is None or wrong.null_count == len(wrong):
+            return Batch(rows)
+        rejected = []
+        for at in pc.indices_nonzero(wrong.is_valid()).to_pylist():
+            place, what, value = wrong[at].as_py().split(APART, 2)
+            column = rows.schema.names[int(place)]
+            rejected.append(reject(rows, at, column, what, key=self._key, cursor=self._cursor, value=value))
+        return Batch(rows.filter(wrong.is_null()), rejected)
 
     def _columns(self) -> tuple[Column, ...]:
         if self._found:
             return self._found
+        if not self._table:
+            names = ", ".join(sorted(self._dialect.tables())) or "none"
+            raise SourceSchemaError("source.table is missing", hint=f"tables: {names}")
         columns = self._dialect.columns(self._table, key=self._key, times=self._times)
         if not columns:
             hint = nearest(self._table, self._dialect.tables(), what="tables")
             raise SourceSchemaError(f"there is no table {self._table!r} in the source", hint=hint)
-        names = [column.name for column in columns]
+        found = [column.name for column in columns]
         for name in (self._key, self._cursor, *(self._wanted or ())):
-            if name not in names:
-                hint = nearest(name, names, what="columns")
+            if name not in found:
+                hint = nearest(name, found, what="columns")
                 raise SourceSchemaError(f"table {self._table!r} has no column {name!r}", hint=hint)
         for column in columns:
             if column.name == self._cursor and not pa.types.is_timestamp(column.type):
@@ -100,9 +174,23 @@ class SQLSource:
                     f"table {self._table!r}: the key {self._key!r} is {column.declared}: bytes cannot be a key",
                     hint="read a view that gives it as text, for example by hex()",
                 )
-        kept = {*self._wanted, self._key, self._cursor} if self._wanted is not None else set(names)
+        kept = {*self._wanted, self._key, self._cursor} if self._wanted is not None else set(found)
         self._found = tuple(column for column in columns if column.name in kept)
         return self._found
+
+
+def _arguments(bounds: Mapping[str, Any]) -> dict[str, Any]:
+    after, since = bounds["after"], bounds["since"]
+    return {
+        "after": None if after is None else Position.from_json(after),
+        "since": None if since is None else parse_time(since),
+        "until": parse_time(bounds["until"]),
+        "limit_rows": int(bounds["limit_rows"]),
+    }
+
+
+def _position(cursor: pa.Scalar, key: pa.Scalar) -> Position:
+    return Position(cursor=_literal(cursor.as_py()), key=_literal(key.as_py()))
 
 
 def _literal(value: Any) -> Any:

@@ -7,6 +7,7 @@ How times are written in it is in ``sqlite_times.py``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote as percent
@@ -16,12 +17,15 @@ import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError
-from engine.sources.dialects import STAMP, Column, Range, quote, quote_table
+from engine.sources.casting import convert
+from engine.sources.dialects import APART, STAMP, Column, Range, Read, quote, quote_table
+from engine.sources.protocol import LONGEST_VALUE, Position
 from engine.sources.scrubbing import scrub
-from engine.sources.sqlite_times import as_time, written_like
+from engine.sources.sqlite_times import as_time, parsed_times, written_like
 
 _TIMES = ("timestamp", "datetime", "date")
-_ROW = "_headrace_row"
+_ROW, _WRONG, _TABLE = "_headrace_row", "_headrace_wrong", "_headrace_table"
+_LONG = ("text", "blob")
 _FIRST_VALUES = {"integer": "0", "real": "0.5", "text": "'x'", "blob": "x'00'"}
 # What may be stored in a column that is read as this. Numbers in a column of text are read as text.
 _ALLOWED = {
@@ -43,6 +47,7 @@ class SQLite:
         path = uri.get_secret_value().split("://", 1)[1].partition("?")[0]
         self._path = Path(path.removeprefix("/") or ".")  # sqlite:///relative, sqlite:////absolute
         self._connection: Any = None
+        self._read = 0  # rows of the running statement
 
     def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
         """Return the columns by their declared types; those in ``times`` are times whatever is declared."""
@@ -68,32 +73,55 @@ class SQLite:
         rows = self._rows("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')", ())
         return [name for (name,) in rows if not name.startswith("sqlite_")]
 
-    def read(self, wanted: Range) -> Iterator[tuple[pa.RecordBatch, pa.Array, pa.Array]]:
-        """Yield batches with their cursors and keys as they are stored."""
-        names = ", ".join(quote(column.name) for column in wanted.columns)
-        where, values = self._where(wanted)
-        first = ", ".join(f"{_FIRST_VALUES[column.stored]} AS {quote(column.name)}" for column in wanted.columns)
-        # The driver takes a column's type from its first rows: this row has one of each, and is dropped.
-        sql = (
-            f"SELECT {first}, 0 AS {_ROW} UNION ALL SELECT * FROM (SELECT {names}, 1 FROM {wanted.table} "
-            f"WHERE {where} ORDER BY {quote(wanted.cursor.name)}, {quote(wanted.key.name)} COLLATE BINARY LIMIT ?)"
-        )
+    def read(self, wanted: Range) -> Iterator[Read]:
+        """Yield batches with their cursors and keys as they are stored.
+
+        The driver stops at a value that is not of its column's kind. From there on the rows are asked for with a look
+        at the kind of each value, which takes half as long again.
+        """
+        last: Read | None = None
         try:
-            with self._connect().cursor() as statement:
-                statement.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(wanted.batch_rows)})
-                statement.execute(sql, (*values, wanted.limit_rows))
-                for batch in statement.fetch_record_batch():
-                    rows = batch.filter(pc.equal(batch.column(_ROW), 1)) if batch.num_rows else batch
-                    if rows.num_rows:
-                        yield _typed(rows, wanted), rows.column(wanted.cursor.name), rows.column(wanted.key.name)
+            for last in self._batches(wanted, guarded=False):
+                yield last
+            return
         except (OSError, pa.ArrowException, _driver_error()) as error:
-            raise self._explain(error, wanted) from None
+            if not self._contradicts(wanted):
+                raise self._failed(error, wanted) from None
+        if last is not None:
+            at = Position(last.cursors[-1].as_py(), last.keys[-1].as_py())
+            wanted = replace(wanted, after=at, limit_rows=wanted.limit_rows - self._read)
+        try:
+            yield from self._batches(wanted, guarded=True)
+        except (OSError, pa.ArrowException, _driver_error()) as error:
+            raise self._failed(error, wanted) from None
 
     def close(self) -> None:
         """Disconnect."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _batches(self, wanted: Range, *, guarded: bool) -> Iterator[Read]:
+        names = ", ".join(_selected(column, wanted, guarded=guarded) for column in wanted.columns)
+        where, values = self._where(wanted)
+        first = ", ".join(f"{_FIRST_VALUES[column.stored]} AS {quote(column.name)}" for column in wanted.columns)
+        cursor, key = quote(wanted.cursor.name), quote(wanted.key.name)
+        # The driver takes a column's type from its first rows: this row has one of each, and is dropped.
+        sql = (
+            f"SELECT {first}, 'x' AS {_WRONG}, 0 AS {_ROW} UNION ALL SELECT * FROM (SELECT {names}, "
+            f"{_wrong(wanted, guarded=guarded)}, 1 FROM {wanted.table} AS {_TABLE} "
+            f"WHERE {where} ORDER BY {_TABLE}.{cursor}, {_TABLE}.{key} COLLATE BINARY LIMIT ?)"
+        )
+        self._read = 0
+        with self._connect().cursor() as statement:
+            statement.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(wanted.batch_rows)})
+            statement.execute(sql, (*values, wanted.limit_rows))
+            for batch in statement.fetch_record_batch():
+                rows = batch.filter(pc.equal(batch.column(_ROW), 1)) if batch.num_rows else batch
+                if rows.num_rows:
+                    out = _typed(rows, wanted)
+                    self._read += rows.num_rows
+                    yield out
 
     def _where(self, wanted: Range) -> tuple[str, list[Any]]:
         cursor, key = quote(wanted.cursor.name), quote(wanted.key.name)
@@ -111,6 +139,9 @@ class SQLite:
         # What is no time would compare as text all the same, and a table of such would seem to have no new rows.
         as_time(pa.array([value for value in ends[0] if value is not None]), column=wanted.cursor.name)
         where, values = f"{cursor} <= ?", [written_like(newest, wanted.until)]
+        if wanted.since is not None:
+            # Rounded down where it is written coarser: a row more is no harm, one less would be.
+            where, values = f"{where} AND {cursor} >= ?", [*values, written_like(newest, wanted.since)]
         if wanted.after is None:
             return where, values
         if wanted.after.key is None:  # nulls come first
@@ -133,23 +164,13 @@ class SQLite:
             return "real"
         return found.pop() if len(found) == 1 else default
 
-    def _explain(self, error: Exception, wanted: Range) -> SourceError:
-        """Return the error that names the value that the driver stumbled over, if that is what happened."""
+    def _contradicts(self, wanted: Range) -> bool:
+        """Return whether a row of the range holds a value that is not of its column's kind."""
         where, values = self._where(wanted)
-        for column in wanted.columns:
-            name = quote(column.name)
-            wrong = f"typeof({name}) NOT IN ('null', {_ALLOWED[column.stored]})"
-            if pa.types.is_boolean(column.type):
-                wrong = f"({wrong} OR {name} NOT IN (0, 1))"
-            sql = (
-                f"SELECT {quote(wanted.key.name)}, typeof({name}) FROM {wanted.table} WHERE {where} AND {wrong} LIMIT 1"
-            )
-            for key, kind in self._rows(sql, tuple(values)):
-                return SourceError(
-                    f"table {wanted.table}: column {column.name!r} is declared {column.declared}, but in the row with "
-                    f"{wanted.key.name} {key!r} it holds {kind}",
-                    hint="correct the value in the source, or read a view that casts the column",
-                )
+        wrong = " OR ".join(f"({_is_wrong(column)})" for column in wanted.columns)
+        return bool(self._rows(f"SELECT 1 FROM {wanted.table} WHERE ({wrong}) AND {where} LIMIT 1", tuple(values)))
+
+    def _failed(self, error: Exception, wanted: Range) -> SourceError:
         hint = "what was committed stays; run again to go on from there"
         return SourceError(f"reading {wanted.table} failed: {scrub(str(error), self._uri)}", hint=hint)
 
@@ -202,21 +223,72 @@ def _storage(declared: str) -> str:
     return "real" if declared else "text"
 
 
-def _typed(rows: pa.RecordBatch, wanted: Range) -> pa.RecordBatch:
-    """Return the rows with the columns' types.
+def _is_wrong(column: Column) -> str:
+    name = quote(column.name)
+    wrong = f"typeof({name}) NOT IN ('null', {_ALLOWED[column.stored]})"
+    return f"{wrong} OR {name} NOT IN (0, 1)" if pa.types.is_boolean(column.type) else wrong
+
+
+def _is_fat(column: Column, wanted: Range) -> str | None:
+    return f"octet_length({quote(column.name)}) > {wanted.max_value_bytes}" if column.stored in _LONG else None
+
+
+def _selected(column: Column, wanted: Range, *, guarded: bool) -> str:
+    name = quote(column.name)
+    if column in (wanted.key, wanted.cursor):
+        return name
+    tests = [test for test in (_is_wrong(column) if guarded else None, _is_fat(column, wanted)) if test]
+    return f"CASE WHEN NOT ({' OR '.join(tests)}) THEN {name} END AS {name}" if tests else name
+
+
+def _wrong(wanted: Range, *, guarded: bool) -> str:
+    """Return the expression that says what is wrong with a row, in the form of ``Read.wrong``."""
+    cases = []
+    for place, column in enumerate(wanted.columns):
+        name = quote(column.name)
+        fat = _is_fat(column, wanted)
+        if fat:
+            cases.append(
+                f"WHEN {fat} THEN '{place}' || char(31) || 'larger than max_row_bytes: ' || octet_length({name}) || "
+                f"' bytes' || char(31) || substr(CAST({name} AS TEXT), 1, {LONGEST_VALUE})"
+            )
+        if guarded:
+            cases.append(
+                f"WHEN {_is_wrong(column)} THEN '{place}' || char(31) || 'it holds ' || typeof({name}) || char(31) || "
+                f"substr(CAST({name} AS TEXT), 1, {LONGEST_VALUE})"
+            )
+    return f"CASE {' '.join(cases)} END" if cases else "NULL"
+
+
+def _typed(rows: pa.RecordBatch, wanted: Range) -> Read:
+    """Return the rows with the columns' types, and what is wrong with those that have a time which is none.
 
     The driver widens a type within its first batch and stops later on: either is a contradiction, whatever the size of
     a batch.
     """
-    arrays = []
-    for column in wanted.columns:
+    arrays: list[pa.Array] = []
+    wrong = rows.column(_WRONG)
+    for place, column in enumerate(wanted.columns):
         values = rows.column(column.name)
         if column.stored in ("integer", "real") and values.type != _ARROW[column.stored]:
             raise pa.ArrowInvalid(f"column {column.name!r} holds {values.type}")
-        if column.type == STAMP:
+        if column == wanted.cursor:
             arrays.append(as_time(values, column=column.name))
-            continue
-        if pa.types.is_boolean(column.type) and pc.any(pc.greater(pc.abs(values), 1)).as_py():
+        elif column.type == STAMP:
+            times, bad = convert(values, parsed_times, kind=STAMP)
+            arrays.append(times)
+            wrong = _with_times(wrong, place, values, bad) if bad else wrong
+        elif pa.types.is_boolean(column.type) and pc.any(pc.greater(pc.abs(values), 1)).as_py():
             raise pa.ArrowInvalid(f"column {column.name!r} holds numbers that are neither 0 nor 1")
-        arrays.append(values.cast(column.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([(c.name, c.type) for c in wanted.columns]))
+        else:
+            arrays.append(values.cast(column.type))
+    schema = pa.schema([(c.name, c.type) for c in wanted.columns])
+    batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    return Read(batch, rows.column(wanted.cursor.name), rows.column(wanted.key.name), wrong)
+
+
+def _with_times(wrong: pa.Array, place: int, values: pa.Array, bad: list[int]) -> pa.Array:
+    known = wrong.to_pylist()
+    for at in bad:
+        known[at] = known[at] or APART.join((str(place), "it is no time", str(values[at].as_py())[:LONGEST_VALUE]))
+    return pa.array(known, pa.string())

@@ -57,17 +57,22 @@ def as_time(values: pa.Array, *, column: str) -> pa.Array:
         A value is no time; ``column`` says where.
     """
     try:
-        if pa.types.is_integer(values.type):
-            return _whole(values)
-        if pa.types.is_floating(values.type):
-            return _fractional(values)
-        return _text(values.cast(pa.string()))
+        return parsed_times(values)
     except pa.ArrowInvalid as error:
         raise SourceError(
             f"column {column!r} holds a value that is no time: {str(error).splitlines()[0]}",
             hint="times are ISO 8601 text, in UTC where no zone is given, or numbers since 1970 "
             "(seconds, milliseconds, microseconds or nanoseconds)",
         ) from None
+
+
+def parsed_times(values: pa.Array) -> pa.Array:
+    """Return the same, raising ``pa.ArrowInvalid`` when a value is no time."""
+    if pa.types.is_integer(values.type):
+        return _whole(values)
+    if pa.types.is_floating(values.type):
+        return _fractional(values)
+    return _text(values.cast(pa.string()))
 
 
 def _text(text: pa.Array) -> pa.Array:

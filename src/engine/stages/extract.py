@@ -1,65 +1,53 @@
 """Extract: new rows of the source into ``raw``, new label records into ``labels``, what does not fit into
 ``quarantine``.
 
-Incremental by (cursor, key); the position belongs to the commit that holds the rows. How a database is read is in
-``sources/``.
+A range is planned here; reading it is ``sources/reading.py``, and taking out what the table has already
+``sources/settling.py``. The position belongs to the commit that holds the rows.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from engine import events
-from engine.batching import ChunkWriter, Table
+from engine.batching import Table
 from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import rows_for
-from engine.batching.tables import chunk_prefix
 from engine.errors import SourceError
 from engine.memory.projection import Projection
-from engine.memory.scope import Scope
-from engine.refs import ChunkRef, Task, TaskResult, to_json
-from engine.sources import Position, Source
-from engine.sources.check import open_labels, open_rows
-from engine.spec import PipelineSpec
-from engine.stage import ChildContext, Outcome, Plan, StageContext
-from engine.units import format_bytes, format_time, parse_time
+from engine.refs import ChunkRef, Task, TaskResult
+from engine.sources import Seen, Source, Window
+from engine.sources.admission import QUARANTINE_SCHEMA, hours_with, hours_without, table_schema
+from engine.sources.check import open_feed
+from engine.sources.contracts import Contract, first_contract, renewed
+from engine.sources.reading import COPIES
+from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
+from engine.sources.seen_files import files_table, seen_files, write_files
+from engine.spec import FILE_KEY, PipelineSpec
+from engine.stage import Outcome, Plan, StageContext
+from engine.units import format_time, parse_time
 
-SLICE_ROWS = {"raw": 1_000_000, "labels": 250_000}
+SLICE_ROWS = {"raw": 4_000_000, "labels": 250_000}
 """Rows of one commit: a first load of a year goes in commits of bounded size. Prepare holds a slice of labels at
 once."""
 
-HISTOGRAM_SECONDS = 3_600
-"""Width of the buckets that tell prepare which spans of event time a commit touches."""
-
-_COPIES = 3  # the driver's batch, the checked one, the one that waits to be written
-
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        pa.field("table", pa.string()),
-        pa.field("n", pa.int64()),
-        pa.field("key", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("row", pa.string()),  # JSON, cut at 4 KiB
-        pa.field("as_of", pa.string()),
-    ]
-)
-_LONGEST_QUARANTINED = 4096
+_EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class ExtractStage:
-    """One of the two extractions of a pipeline: its rows or its label records."""
+    """One of the two extractions of a pipeline: its rows or its label records.
+
+    With ``since`` and ``until`` it is a backfill: what the source shows between these cursors is read again, and what
+    the table lacks of it is added. The watermark stays where it is.
+    """
 
     what: Literal["raw", "labels"]
+    since: datetime | None = None
+    until: datetime | None = None
     name: str = "extract"
 
     def app(self, context: StageContext) -> str:
@@ -72,248 +60,246 @@ class ExtractStage:
         return context.workspace.table(self.what)
 
     def next_plan(self, context: StageContext) -> Mapping[str, Any] | None:
-        """Return the next range of the cursor: from the last committed position to the run's clock."""
-        after = position(context, self.what)
-        with open_for(context.spec, self.what) as source:
-            batches = source.read(after=after, until=context.as_of, limit_rows=1, batch_rows=1)
-            if not any(batch.num_rows for batch in batches):
-                if after is None:
+        """Return the next range: what is new, with a lag what may have come late, or the next part of a backfill."""
+        last = last_record(context, self.what)
+        window = _next_window(self, context, last)
+        if window is None:
+            return None
+        n = self.primary(context).transaction(self.app(context))
+        seen = Seen(
+            position=window.position,
+            files=lambda: seen_files(context.workspace, self.what, through_n=n),
+        )
+        asked = Window(until=window.until, since=window.since, limit_rows=SLICE_ROWS[self.what])
+        with open_feed(context.spec, self.what, types=_types(last)) as source:
+            bounds = source.next_range(seen, asked)
+            if bounds is None:
+                if last is None:
                     _explain_nothing(context, source, self.what)
                 return None
         return {
-            "after": None if after is None else after.to_json(),
-            "until": format_time(context.as_of),
-            "limit_rows": SLICE_ROWS[self.what],
+            "range": dict(bounds),
+            "kind": window.kind,
+            "since": None if window.since is None else format_time(window.since),
+            "until": format_time(window.until),
+            "asked": window.asked,
         }
 
     def phase(
         self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
     ) -> Sequence[tuple[Task, Projection]]:
-        """Return the one task that reads the range."""
-        if done:
+        """Return the task that reads the range; then, where the table may hold some of it, the one that settles it."""
+        if not done:
+            return (self._reading(context, plan),)
+        if len(done) > 1:
             return ()
-        inputs = {**plan.bounds, "what": self.what, "n": plan.n, "spec": context.spec_hash()}
-        task = Task(self.name, f"{self.what}.{plan.n}", "engine.stages.extract:run", inputs)
-        with open_for(context.spec, self.what) as source:
-            columns = len(source.schema())
-        reserved = context.reserved.load(self.name)
-        return ((task, _project(reserved, context.budget.batch_bytes, columns)),)
+        task = self._settling(context, plan, done[0][0])
+        return () if task is None else (task,)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
-        """Record the new position; publish quarantine first, then the table."""
-        outputs = done[0][0].outputs
+        """Record the new position; publish files and quarantine first, then the table."""
+        read = done[0][0].outputs
+        settled = done[1][0].outputs if len(done) > 1 else None
+        chunks = _refs((settled or read)["chunks"])
+        bad = _refs((settled or read)["quarantine"])
+        contract = Contract.from_json(read["contract"])
         table, quarantine = self.primary(context), context.workspace.table("quarantine")
-        chunks = _refs(outputs["chunks"])
-        schema = pq.read_schema(table.path / chunks[0].path) if chunks else _table_schema(context.spec, self.what)
-        app = self.app(context)
+        schema = table_schema(context.spec, self.what, contract.stored)
+        files = write_files(context.workspace, self.what, n=plan.n, files=read["files"]) if read["files"] else []
+        app, rows = self.app(context), done[-1][0].rows_out
 
         def publish() -> None:
+            if read["files"]:
+                side = files_table(context.workspace, self.what)
+                side.commit(app=f"{app}:files", n=plan.n, schema=FILES_SCHEMA, add=files)
             quarantine.commit(
-                app=f"{app}:quarantine", n=plan.n, schema=QUARANTINE_SCHEMA, add=_refs(outputs["quarantine"])
+                app=f"{app}:quarantine",
+                n=plan.n,
+                schema=QUARANTINE_SCHEMA,
+                add=bad,
+                remove=settled["quarantine_remove"] if settled else (),
             )
-            table.commit(app=app, n=plan.n, schema=schema, add=chunks)
-
-        return Outcome(
-            outputs={"rows": done[0][0].rows_out, "position": outputs["position"], "table": self.what},
-            record={
-                "position": outputs["position"],
-                "rows": done[0][0].rows_out,
-                "memory_bytes": sum(ref.memory_bytes for ref in chunks),
-                "hours": outputs["hours"],
-                "event_minimum": outputs["event_minimum"],
-                "event_maximum": outputs["event_maximum"],
-            },
-            publish=publish,
-        )
-
-
-def position(context: StageContext, what: str) -> Position | None:
-    """Return the last committed position of ``raw`` or ``labels``, or None before the first commit."""
-    n = context.workspace.table(what).transaction(f"extract:{what}")
-    record = context.workspace.journal.commit(f"extract:{what}", n) if n else None
-    return Position.from_json(record["position"]) if record and record["position"] else None
-
-
-def open_for(spec: PipelineSpec, what: str) -> Source:
-    """Return the source of a pipeline's rows or labels."""
-    return open_rows(spec) if what == "raw" else open_labels(spec)
-
-
-def run(task: Task, scope: Scope) -> TaskResult:
-    """Read one range of the source and write it as chunks (in the cage)."""
-    context = ChildContext.of(scope.context)
-    what, n = task.inputs["what"], int(task.inputs["n"])
-    after = task.inputs["after"]
-    checker = _Checker(context.spec, what=what, n=n, as_of=task.inputs["until"])
-    tables = {name: context.workspace.table(name) for name in (what, "quarantine")}
-
-    def on_chunk(ref: ChunkRef) -> None:
-        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
-
-    with open_for(context.spec, what) as source:
-        schema = _table_schema(context.spec, what, source=source)
-        good = ChunkWriter(tables[what].path, prefix=chunk_prefix(n, what), schema=schema, on_chunk=on_chunk)
-        bad = ChunkWriter(tables["quarantine"].path, prefix=chunk_prefix(n, what), schema=QUARANTINE_SCHEMA)
-        with good, bad:
-            stream = source.read(
-                after=None if after is None else Position.from_json(after),
-                until=parse_time(task.inputs["until"]),
-                limit_rows=int(task.inputs["limit_rows"]),
-                batch_rows=rows_for(scope.budget.batch_bytes, bytes_per_row=_bytes_per_row(source.schema())),
+            table.commit(
+                app=app,
+                n=plan.n,
+                schema=schema,
+                add=chunks,
+                remove=settled["remove"] if settled else (),
+                retyped=bool(settled and settled["retyped"]),
             )
-            rows_in = batches = 0
-            for batch in stream:
-                scope.governor.wait()
-                rows_in += batch.num_rows
-                batches += 1
-                kept, quarantined = checker.check(batch, schema)
-                good.write(kept)
-                bad.write(quarantined)
-                scope.batch_done(batch.num_rows, batch.nbytes)
-                scope.progress(rows_in, rows_in, "rows")
-            last = source.position
-    return TaskResult(
-        task=task.name,
-        outputs={
-            "chunks": [to_json(ref) for ref in good.chunks],
-            "quarantine": [to_json(ref) for ref in bad.chunks],
-            "position": None if last is None else last.to_json(),
-            **checker.event_times(),
-        },
-        rows_in=rows_in,
-        rows_out=sum(ref.rows for ref in good.chunks),
-        rows_quarantined=sum(ref.rows for ref in bad.chunks),
-        batches=batches,
-    )
 
-
-class _Checker:
-    """Splits batches into what the table takes and what goes to quarantine, and counts event times by hour."""
-
-    def __init__(self, spec: PipelineSpec, *, what: str, n: int, as_of: str) -> None:
-        self._spec = spec
-        self._what = what
-        self._n = n
-        self._as_of = as_of
-        self._hours: Counter[int] = Counter()
-        self._minimum: int | None = None
-        self._maximum: int | None = None
-
-    def check(self, batch: pa.RecordBatch, schema: pa.Schema) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        source, labels = self._spec.source, self._spec.labels
-        if self._what == "raw":
-            required = {source.key: "key", source.cursor: "cursor", self._spec.event_time: "event time"}
-        else:
-            required = {labels.key: "key", labels.labelled_at: "labelled_at"}
-        reasons: list[tuple[pa.Array, str]] = [
-            (pc.is_null(batch.column(name)), f"{meaning} {name} is null") for name, meaning in required.items()
-        ]
-        if batch.nbytes > source.max_row_bytes:
-            fat = pc.greater(_row_bytes(batch), source.max_row_bytes)
-            reasons.append((fat, f"row is larger than max_row_bytes ({format_bytes(source.max_row_bytes)})"))
-        if self._what == "labels":
-            batch, wrong = _as_labels(batch, self._spec)
-            reasons = [(mask, text) for mask, text in reasons] + [(wrong, "label is neither 0 nor 1")]
-        bad = reasons[0][0]
-        for mask, _ in reasons[1:]:
-            bad = pc.or_(bad, mask)
-        if self._what == "raw":
-            batch = batch.cast(schema) if batch.schema != schema else batch
-        rejected = self._rejected(batch, reasons) if pc.any(bad).as_py() else []
-        kept = batch.filter(pc.invert(bad)) if rejected else batch
-        if self._what == "raw":
-            self._count(kept.column(self._spec.event_time))
-        return kept, pa.RecordBatch.from_pylist(rejected, schema=QUARANTINE_SCHEMA)
-
-    def event_times(self) -> dict[str, Any]:
-        return {
-            "hours": {str(hour): count for hour, count in sorted(self._hours.items())},
-            "event_minimum": self._minimum,
-            "event_maximum": self._maximum,
+        record = {
+            **_progress(plan, read, last_record(context, self.what)),
+            "contract": read["contract"],
+            "rows": rows,
+            "memory_bytes": sum(ref.memory_bytes for ref in chunks),
+            **_touched(read, settled),
         }
+        outputs = {
+            "rows": rows,
+            "table": self.what,
+            "position": record["position"],
+            "kind": plan.bounds["kind"],
+            "known_rows": settled["dropped_rows"] if settled else 0,
+            **({"files": read["counts"]} if read["counts"] else {}),
+        }
+        return Outcome(outputs=outputs, record=record, publish=publish)
 
-    def _count(self, times: pa.Array) -> None:
-        if not len(times):
-            return
-        microseconds = times.cast(pa.int64())
-        for pair in pc.value_counts(pc.divide(microseconds, HISTOGRAM_SECONDS * 1_000_000)).to_pylist():
-            self._hours[pair["values"]] += pair["counts"]
-        low, high = (pc.min_max(microseconds)[side].as_py() for side in ("min", "max"))
-        self._minimum = low if self._minimum is None else min(self._minimum, low)
-        self._maximum = high if self._maximum is None else max(self._maximum, high)
+    def _reading(self, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
+        last = last_record(context, self.what)
+        with open_feed(context.spec, self.what, types=_types(last)) as source:
+            contract = _contract(context.spec, self.what, last, source.schemas(plan.bounds["range"]))
+        inputs = {
+            "range": plan.bounds["range"],
+            "until": plan.bounds["until"],
+            "what": self.what,
+            "n": plan.n,
+            "contract": contract.to_json(),
+            "spec": context.spec_hash(),
+        }
+        task = Task(self.name, f"{self.what}.{plan.n}", "engine.sources.reading:run", inputs)
+        reserved = context.reserved.load(self.name)
+        return task, _project(reserved, context.budget.batch_bytes, len(contract.stored))
 
-    def _rejected(self, batch: pa.RecordBatch, reasons: list[tuple[pa.Array, str]]) -> list[dict[str, Any]]:
-        out = []
-        key = self._spec.source.key if self._what == "raw" else "key"
-        taken: set[int] = set()
-        for mask, text in reasons:
-            for index in pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist():
-                if index in taken:
-                    continue
-                taken.add(index)
-                row = batch.slice(index, 1)
-                out.append(
-                    {
-                        "table": self._what,
-                        "n": self._n,
-                        "key": str(row.column(key)[0].as_py()),
-                        "reason": text,
-                        "row": _short(row),
-                        "as_of": self._as_of,
-                    }
-                )
-        return out
-
-
-def _short(row: pa.RecordBatch) -> str:
-    values = {}
-    for name, column in zip(row.schema.names, row.columns, strict=True):
-        value = column[0].as_py()
-        values[name] = value[:256] if isinstance(value, str | bytes) else value
-    return json.dumps(values, default=str)[:_LONGEST_QUARANTINED]
-
-
-def _as_labels(batch: pa.RecordBatch, spec: PipelineSpec) -> tuple[pa.RecordBatch, pa.Array]:
-    """Return (key, value as boolean, labelled_at) and where the value is neither; a null value withdraws a label."""
-    labels = spec.labels
-    value = batch.column(labels.value)
-    if pa.types.is_boolean(value.type):
-        wrong = pa.array([False] * batch.num_rows)
-        flags = value
-    else:
-        number = value.cast(pa.float64(), safe=False)
-        wrong = pc.fill_null(pc.invert(pc.or_(pc.equal(number, 0.0), pc.equal(number, 1.0))), False)
-        flags = pc.equal(number, 1.0)
-    columns = [batch.column(labels.key), flags, batch.column(labels.labelled_at)]
-    return pa.RecordBatch.from_arrays(columns, names=["key", "value", "labelled_at"]), wrong
-
-
-def _row_bytes(batch: pa.RecordBatch) -> pa.Array:
-    total = pa.array([8 * batch.num_columns] * batch.num_rows, type=pa.int64())
-    for column in batch.columns:
-        if pa.types.is_string(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_string(column.type):
-            total = pc.add(total, pc.fill_null(pc.binary_length(column).cast(pa.int64()), 0))
-    return total
+    def _settling(self, context: StageContext, plan: Plan, read: TaskResult) -> tuple[Task, Projection] | None:
+        source = context.spec.source
+        contract = Contract.from_json(read.outputs["contract"])
+        replaces = [*plan.bounds["range"].get("replaces", ())] if self.what == "raw" else []
+        again = plan.bounds["kind"] != "new"
+        made_key = source.is_files and self.what == "raw" and source.key == FILE_KEY
+        identify = not made_key and (again or _is_files(context.spec, self.what) or source.on_conflict != "newest")
+        schema = table_schema(context.spec, self.what, contract.stored)
+        if not (identify or again or replaces or self.primary(context).is_retyped_by(schema)):
+            return None
+        inputs = {
+            "what": self.what,
+            "n": plan.n,
+            "contract": read.outputs["contract"],
+            "chunks": read.outputs["chunks"],
+            "quarantine": read.outputs["quarantine"],
+            "identify": identify,
+            "replaces": replaces,
+            "again": [plan.bounds["since"], plan.bounds["until"]] if plan.bounds["kind"] == "backfill" else None,
+            "spec": context.spec_hash(),
+            "imports": ["duckdb"],
+        }
+        task = Task("extract.settle", f"{self.what}.{plan.n}", "engine.sources.settling:run", inputs)
+        reserved = context.reserved.load("extract.settle")
+        free = max(0, context.budget.allowed_bytes - reserved)
+        terms = {
+            "joins": int(0.5 * free),
+            "batches in flight": 2 * context.budget.batch_bytes,
+            "row group being written": 2 * ROW_GROUP_BYTES,
+        }
+        return task, Projection(stage="extract.settle", reserved_bytes=reserved, terms=terms)
 
 
-def _table_schema(spec: PipelineSpec, what: str, *, source: Source | None = None) -> pa.Schema:
-    if source is None:
-        with open_for(spec, what) as opened:
-            return _table_schema(spec, what, source=opened)
-    schema = source.schema()
-    if what == "raw":
-        return schema
-    key = schema.field(spec.labels.key).type
-    stamp = pa.timestamp("us", tz="UTC")
-    return pa.schema([pa.field("key", key), pa.field("value", pa.bool_()), pa.field("labelled_at", stamp)])
+@dataclass(frozen=True)
+class _NextWindow:
+    """What the next slice may read, and why."""
+
+    kind: str  # new, again (from the watermark less the lag), backfill
+    position: Mapping[str, Any] | None
+    since: datetime | None
+    until: datetime
+    asked: Mapping[str, Any]  # what names the run: slices of one run share it
 
 
-def _bytes_per_row(schema: pa.Schema) -> float:
-    """Return a first guess: eight bytes a number, 64 a string with its offset."""
-    total = 0
-    for field in schema:
-        total += 8 if pa.types.is_primitive(field.type) else 64
-    return float(total)
+def last_record(context: StageContext, what: str) -> Mapping[str, Any] | None:
+    """Return what the last commit of ``raw`` or ``labels`` recorded, or None before the first."""
+    n = context.workspace.table(what).transaction(f"extract:{what}")
+    return context.workspace.journal.commit(f"extract:{what}", n) if n else None
+
+
+def _next_window(stage: ExtractStage, context: StageContext, last: Mapping[str, Any] | None) -> _NextWindow | None:
+    asked = {
+        "as_of": format_time(context.as_of),
+        "since": None if stage.since is None else format_time(stage.since),
+        "until": None if stage.until is None else format_time(stage.until),
+    }
+    until = context.as_of if stage.until is None else min(stage.until, context.as_of)
+    going_on = last is not None and last["asked"] == asked
+    if stage.since is not None or stage.until is not None:
+        since = stage.since or datetime(1, 1, 1, tzinfo=UTC)
+        if going_on and last is not None:
+            return _NextWindow("backfill", last["scan"], since, until, asked) if last["more"] else None
+        return _NextWindow("backfill", None, since, until, asked)
+    lag = _lag(context.spec, stage.what)
+    if last is None or not lag or last["watermark"] is None:
+        return _NextWindow("new", last["position"] if last else None, None, until, asked)
+    if going_on:
+        if not last["more"]:
+            return None
+        start = None if last["kind"] == "new" else parse_time(last["since"])
+        return _NextWindow(last["kind"], last["scan"], start, until, asked)
+    if last["loading"]:  # a first load goes on where it was cut off: nothing of it is late yet
+        return _NextWindow("new", last["position"], None, until, asked)
+    since = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=last["watermark"]) - lag
+    return _NextWindow("again", None, since, until, asked)
+
+
+def _progress(plan: Plan, read: Mapping[str, Any], last: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return how far the source has been read: the part of the record that the next plan goes on from."""
+    kind, before = plan.bounds["kind"], (last or {})
+    watermark, position = before.get("watermark"), before.get("position")
+    newest = read["newest"]
+    if kind != "backfill" and newest is not None and (watermark is None or newest >= watermark):
+        watermark, position = newest, read["position"]
+    elif kind == "new":
+        position = read["position"]
+    return {
+        "kind": kind,
+        "asked": plan.bounds["asked"],
+        "since": plan.bounds["since"],
+        "scan": read["position"],
+        "more": read["more"],
+        "loading": read["more"] if kind == "new" else bool(before.get("loading")),
+        "position": position,
+        "watermark": watermark,
+    }
+
+
+def _touched(read: Mapping[str, Any], settled: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return which hours of event time hold rows that were added or removed."""
+    hours, low, high = read["hours"], read["event_minimum"], read["event_maximum"]
+    if settled is not None:
+        removed = settled["removed"]
+        hours = hours_with(hours_without(hours, settled["dropped_hours"]), removed["hours"])
+        low, high = (
+            pick((value for value in pair if value is not None), default=None)
+            for pick, pair in (
+                (min, (low, removed["event_minimum"])),
+                (max, (high, removed["event_maximum"])),
+            )
+        )
+    return {"hours": hours, "event_minimum": low, "event_maximum": high}
+
+
+def _contract(
+    spec: PipelineSpec, what: str, last: Mapping[str, Any] | None, found: Sequence[tuple[str, pa.Schema]]
+) -> Contract:
+    section = spec.source if what == "raw" else spec.labels
+    key, cursor = section.key, spec.source.cursor if what == "raw" else spec.labels.labelled_at
+    if last is None:
+        return first_contract(found, key=key, cursor=cursor)
+    known = Contract.from_json(last["contract"])
+    contract, _ = renewed(known, found, key=key, cursor=cursor, allow=spec.source.allow)
+    return contract
+
+
+def _types(last: Mapping[str, Any] | None) -> pa.Schema | None:
+    return None if last is None else Contract.from_json(last["contract"]).stored
+
+
+def _lag(spec: PipelineSpec, what: str) -> timedelta:
+    """Return how far to look back; a listing of files misses none, however late it is."""
+    if _is_files(spec, what):
+        return timedelta(0)
+    return spec.source.lag if what == "raw" else spec.labels.lag
+
+
+def _is_files(spec: PipelineSpec, what: str) -> bool:
+    return spec.source.is_files if what == "raw" else spec.labels_are_files
 
 
 def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
@@ -321,7 +307,7 @@ def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
         stage="extract",
         reserved_bytes=reserved_bytes,
         terms={
-            "batches in flight": batch_bytes * _COPIES,
+            "batches in flight": batch_bytes * COPIES,
             "row group being written": 2 * ROW_GROUP_BYTES,
             "page of each column": columns * 2**20 // 4,
             "driver and query buffers": 24 * 2**20,
@@ -335,10 +321,10 @@ def _refs(values: Sequence[Mapping[str, Any]]) -> list[ChunkRef]:
 
 def _explain_nothing(context: StageContext, source: Source, what: str) -> None:
     """Raise when the very first extraction finds no row: an empty table is never what was meant."""
-    table = context.spec.source.table if what == "raw" else context.spec.labels.table
-    later = source.read(after=None, until=context.as_of + timedelta(days=36_500), limit_rows=1, batch_rows=1)
-    if any(batch.num_rows for batch in later):
-        message = f"table {table!r} has no row up to {format_time(context.as_of)}"
+    section = context.spec.source if what == "raw" else context.spec.labels
+    name = f"table {section.table!r}" if section.table else "the source of files"
+    if source.next_range(Seen(), Window(until=_EVER, limit_rows=1)) is not None:
+        message = f"{name} has no row up to {format_time(context.as_of)}"
         raise SourceError(message, hint="its first row is later: give a later --as-of")
     if what == "raw":
-        raise SourceError(f"table {table!r} is empty", hint="is this the right table, and has it been filled?")
+        raise SourceError(f"{name} is empty", hint="is this the right place, and has it been filled?")

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from engine.errors import SourceError, SourceSchemaError, SpecError
-from engine.sources import Position, Source, open_source
+from engine.sources import Position
 from engine.sources.dialects import quote
+from engine.sources.sql import SQLSource
+from tests.tables import open_table, rows_of
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
 EVER = datetime(2100, 1, 1, tzinfo=UTC)
@@ -34,16 +36,16 @@ def fill(database: Any, pairs: Sequence[tuple[int, int]], *, table: str = "t") -
         database.insert(table, [(key, at(seconds)) for key, seconds in pairs])
 
 
-def opened(database: Any, table: str = "t", **more: Any) -> Source:
-    return open_source(database.uri, table=table, **{"key": "id", "cursor": "at", **more})
+def opened(database: Any, table: str = "t", **more: Any) -> SQLSource:
+    return open_table(database.uri, table=table, **{"key": "id", "cursor": "at", **more})
 
 
-def keys(source: Source, *, after: Position | None = None, until: datetime = EVER, limit: int = 10**9) -> list[int]:
-    batches = source.read(after=after, until=until, limit_rows=limit, batch_rows=3)
+def keys(source: SQLSource, *, after: Position | None = None, until: datetime = EVER, limit: int = 10**9) -> list[int]:
+    batches = rows_of(source.scan(after=after, until=until, limit_rows=limit, batch_rows=3))
     return [key for batch in batches for key in batch.column("id").to_pylist()]
 
 
-def by_slices(source: Source, *, limit: int) -> list[int]:
+def by_slices(source: SQLSource, *, limit: int) -> list[int]:
     """Read everything in slices, each from the position that the last one left, through JSON."""
     out: list[int] = []
     after = None
@@ -82,7 +84,7 @@ def test_rows_do_not_depend_on_the_size_of_a_batch(database: Any) -> None:
     fill(database, [(key, key // 10) for key in range(100)])
     with opened(database) as source:
         read = [
-            pa.Table.from_batches(source.read(after=None, until=EVER, limit_rows=90, batch_rows=rows))
+            pa.Table.from_batches(rows_of(source.scan(after=None, until=EVER, limit_rows=90, batch_rows=rows)))
             for rows in (1, 7, 64, 1_000)
         ]
     assert read[0].num_rows == 90
@@ -104,7 +106,7 @@ def test_position_follows_each_batch_and_stays_when_nothing_came(database: Any) 
     with opened(database) as source:
         assert source.position is None
         seen = []
-        for batch in source.read(after=None, until=EVER, limit_rows=10, batch_rows=4):
+        for batch in rows_of(source.scan(after=None, until=EVER, limit_rows=10, batch_rows=4)):
             assert source.position is not None
             seen.append((source.position.key, batch.column("id")[-1].as_py()))
         assert len(seen) >= 3
@@ -126,7 +128,7 @@ def test_until_is_inclusive_to_the_microsecond(database: Any) -> None:
 def test_a_reader_that_stops_early_can_read_again(database: Any) -> None:
     fill(database, [(key, key) for key in range(5_000)])
     with opened(database) as source:
-        stream = source.read(after=None, until=EVER, limit_rows=5_000, batch_rows=10)
+        stream = rows_of(source.scan(after=None, until=EVER, limit_rows=5_000, batch_rows=10))
         assert next(stream).column("id")[0].as_py() == 0
         assert len(keys(source)) == 5_000
 
@@ -147,7 +149,7 @@ def test_hundred_thousand_rows_come_in_bounded_batches(database: Any) -> None:
     with opened(database) as source:
         batches = rows = 0
         most = 0
-        for batch in source.read(after=None, until=EVER, limit_rows=10**6, batch_rows=4_096):
+        for batch in rows_of(source.scan(after=None, until=EVER, limit_rows=10**6, batch_rows=4_096)):
             batches += 1
             rows += batch.num_rows
             most = max(most, batch.num_rows)
@@ -165,10 +167,10 @@ def test_names_are_quoted_whatever_they_hold(database: Any, name: str) -> None:
     table = quote(name.replace(".", "_"))
     database.execute(f"CREATE TABLE {table} ({quote(name)} BIGINT PRIMARY KEY, {quote(name + '2')} TIMESTAMP NOT NULL)")
     database.insert(table, [(1, at(1)), (2, at(2))])
-    with open_source(database.uri, table=name.replace(".", "_"), key=name, cursor=name + "2") as source:
-        rows = pa.Table.from_batches(source.read(after=None, until=EVER, limit_rows=1, batch_rows=5))
+    with open_table(database.uri, table=name.replace(".", "_"), key=name, cursor=name + "2") as source:
+        rows = pa.Table.from_batches(rows_of(source.scan(after=None, until=EVER, limit_rows=1, batch_rows=5)))
         assert rows.column(name).to_pylist() == [1]
-        again = source.read(after=source.position, until=EVER, limit_rows=5, batch_rows=5)
+        again = rows_of(source.scan(after=source.position, until=EVER, limit_rows=5, batch_rows=5))
         assert pa.Table.from_batches(again).column(name).to_pylist() == [2]
 
 
@@ -187,7 +189,7 @@ def test_a_view_is_read_like_a_table(database: Any) -> None:
     fill(database, [(1, 1), (2, 2)])
     database.execute("CREATE VIEW v AS SELECT id, at, id * 2 AS double FROM t")
     with opened(database, "v") as source:
-        rows = pa.Table.from_batches(source.read(after=None, until=EVER, limit_rows=9, batch_rows=9))
+        rows = pa.Table.from_batches(rows_of(source.scan(after=None, until=EVER, limit_rows=9, batch_rows=9)))
     assert rows.column("double").to_pylist() == [2, 4]
 
 
@@ -220,7 +222,7 @@ def test_only_the_columns_asked_for_are_read_with_key_and_cursor(database: Any) 
     database.execute("CREATE TABLE t (a TEXT, id BIGINT PRIMARY KEY, at TIMESTAMP NOT NULL, b TEXT)")
     database.insert("t", [("a", 1, at(1), "b")])
     with opened(database, columns=("b",)) as source:
-        batch = next(source.read(after=None, until=EVER, limit_rows=1, batch_rows=1))
+        batch = next(rows_of(source.scan(after=None, until=EVER, limit_rows=1, batch_rows=1)))
         assert batch.schema == source.schema()
         assert batch.to_pylist() == [{"id": 1, "at": START + timedelta(seconds=1), "b": "b"}]
 
@@ -234,7 +236,7 @@ def test_read_gives_what_schema_promised(database: Any) -> None:
     database.execute(f"INSERT INTO t VALUES (1, '{at(1.5)}', '2020-02-03', 0.25, 0.5, 7, {true}, 'x', 'y', 1.25)")
     database.insert("t", [(2, at(2), *[None] * 8)])
     with opened(database) as source:
-        rows = pa.Table.from_batches(source.read(after=None, until=EVER, limit_rows=9, batch_rows=9))
+        rows = pa.Table.from_batches(rows_of(source.scan(after=None, until=EVER, limit_rows=9, batch_rows=9)))
         assert rows.schema == source.schema()
     first, second = rows.to_pylist()
     day = datetime(2020, 2, 3, tzinfo=UTC)
@@ -258,7 +260,7 @@ def test_a_missing_column_names_the_nearest(database: Any, which: str) -> None:
     database.execute("CREATE TABLE t (id BIGINT PRIMARY KEY, at TIMESTAMP NOT NULL, updated_at TIMESTAMP)")
     asked: Any = ("update_at",) if which == "columns" else "update_at"
     with opened(database, **{which: asked}) as source, pytest.raises(SourceSchemaError) as caught:
-        next(source.read(after=None, until=EVER, limit_rows=1, batch_rows=1))
+        next(rows_of(source.scan(after=None, until=EVER, limit_rows=1, batch_rows=1)))
     assert "'update_at'" in caught.value.message
     assert "did you mean 'updated_at'?" in caught.value.hint
 
@@ -278,7 +280,7 @@ def test_the_source_cannot_be_written_through(database: Any) -> None:
 @pytest.mark.parametrize("uri", ["mysql://u:hunter22@h/db", "hunter22", "flights.parquet", "data/x.csv", ""])
 def test_an_unknown_scheme_lists_what_is_allowed_and_shows_no_secret(uri: str) -> None:
     with pytest.raises(SpecError) as caught:
-        open_source(SecretStr(uri), table="t", key="id", cursor="at")
+        open_table(SecretStr(uri), table="t", key="id", cursor="at")
     assert "sqlite:///" in caught.value.hint
     assert "postgresql://" in caught.value.hint
     assert "hunter22" not in str(caught.value)

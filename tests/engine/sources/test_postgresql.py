@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import traceback
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -12,15 +12,16 @@ import pytest
 from pydantic import SecretStr
 
 from engine.errors import SourceError, SourceSchemaError
-from engine.sources import Position, open_source
+from engine.sources import Position
+from tests.tables import open_table, rows_of
 
 EVER = datetime(2100, 1, 1, tzinfo=UTC)
 NOON = datetime(2020, 1, 1, 12, tzinfo=UTC)
 
 
 def read(database: Any, *, key: str = "id", cursor: str = "at", after: Position | None = None) -> pa.Table:
-    with open_source(database.uri, table="t", key=key, cursor=cursor) as source:
-        batches = list(source.read(after=after, until=EVER, limit_rows=100, batch_rows=10))
+    with open_table(database.uri, table="t", key=key, cursor=cursor) as source:
+        batches = list(rows_of(source.scan(after=after, until=EVER, limit_rows=100, batch_rows=10)))
         return pa.Table.from_batches(batches, schema=source.schema())
 
 
@@ -65,25 +66,46 @@ def test_types_are_read_as_documented(postgresql_database: Any) -> None:
 def test_keys_of_any_type_resume_exactly(postgresql_database: Any, kind: str, keys: list[str]) -> None:
     postgresql_database.execute(f"CREATE TABLE t (id {kind} PRIMARY KEY, at timestamptz)")
     postgresql_database.insert("t", [(key, "2020-01-01 12:00:00.000001+00") for key in keys])
-    with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at") as source:
         seen = []
         for _ in range(len(keys) + 1):
-            for batch in source.read(after=source.position, until=EVER, limit_rows=1, batch_rows=1):
+            for batch in rows_of(source.scan(after=source.position, until=EVER, limit_rows=1, batch_rows=1)):
                 seen += [str(key) for key in batch.column("id").to_pylist()]
             assert source.position == Position.from_json(json.loads(json.dumps(source.position.to_json())))
     assert seen == keys
 
 
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
-def test_an_infinite_time_is_null_and_such_a_cursor_is_never_read(postgresql_database: Any, kind: str) -> None:
+def test_an_infinite_time_is_rejected_and_such_a_cursor_is_never_read(postgresql_database: Any, kind: str) -> None:
     postgresql_database.execute(f"CREATE TABLE t (id int PRIMARY KEY, at {kind}, valid_to {kind})")
     rows = [(1, "-infinity", None), (2, "2020-01-01", "infinity"), (3, "2020-01-02", "-infinity")]
     rows += [(4, "2020-01-03", "12000-01-01"), (5, "2020-01-04", "2020-01-01"), (6, "infinity", None)]
     postgresql_database.insert("t", rows)
-    read_back = read(postgresql_database)
-    assert read_back.column("id").to_pylist() == [2, 3, 4, 5]
-    assert read_back.column("valid_to").to_pylist()[:3] == [None] * 3
-    assert read_back.column("valid_to").to_pylist()[3].date() == NOON.date()
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+        batches = list(source.scan(after=None, until=EVER, limit_rows=100, batch_rows=10))
+        assert source.position is not None
+        assert source.position.key == 5
+    kept = pa.Table.from_batches(batch.rows for batch in batches)
+    assert kept.column("id").to_pylist() == [5]
+    assert kept.column("valid_to").to_pylist()[0].date() == NOON.date()
+    rejected = [one for batch in batches for one in batch.rejected]
+    assert [(one.key, one.column) for one in rejected] == [("2", "valid_to"), ("3", "valid_to"), ("4", "valid_to")]
+    assert rejected[0].value == "infinity"
+    assert "outside the years 1 to 9999" in rejected[0].reason
+
+
+@pytest.mark.parametrize("kind", ["text", "varchar", "bytea"])
+def test_a_value_larger_than_the_limit_never_leaves_the_server(postgresql_database: Any, kind: str) -> None:
+    postgresql_database.execute(f"CREATE TABLE t (id int PRIMARY KEY, at timestamptz, v {kind})")
+    postgresql_database.execute(
+        f"INSERT INTO t SELECT g, timestamptz '2020-01-01 00:00+00', repeat('x', g * 900)::{kind} "
+        "FROM generate_series(1, 2) g"
+    )
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at", max_value_bytes=1_000) as source:
+        [batch] = source.scan(after=None, until=EVER, limit_rows=100, batch_rows=10)
+    assert batch.rows.column("id").to_pylist() == [1]
+    assert batch.rejected[0].reason == "column 'v': larger than max_row_bytes: 1800 bytes"
+    assert batch.rejected[0].value == "x" * 256
 
 
 @pytest.mark.parametrize("kind", ["timestamp", "timestamptz", "date"])
@@ -92,9 +114,9 @@ def test_cursors_of_each_time_type_respect_until(postgresql_database: Any, kind:
     postgresql_database.execute(f"CREATE TABLE t (id int PRIMARY KEY, at {kind})")
     suffix = " 00:00+00" if kind == "timestamptz" else ""
     postgresql_database.insert("t", [(day, f"2020-01-0{day}{suffix}") for day in (1, 2, 3)])
-    with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at") as source:
         until = datetime(2020, 1, 2, tzinfo=UTC)
-        batches = source.read(after=None, until=until, limit_rows=9, batch_rows=9)
+        batches = rows_of(source.scan(after=None, until=until, limit_rows=9, batch_rows=9))
         assert pa.Table.from_batches(batches).column("at").to_pylist() == [datetime(2020, 1, 1, tzinfo=UTC), until]
 
 
@@ -120,7 +142,18 @@ def test_a_range_is_served_by_an_index(postgresql_database: Any) -> None:
     dialect = PostgreSQL(postgresql_database.uri)
     columns = tuple(dialect.columns("t", key="id", times=()))
     dialect.close()
-    wanted = Range('"t"', columns, columns[0], columns[1], Position("2020-01-01T02:00:00+00:00", 7_200), EVER, 10, 10)
+    wanted = Range(
+        table='"t"',
+        columns=columns,
+        key=columns[0],
+        cursor=columns[1],
+        after=Position("2020-01-01T02:00:00+00:00", 7_200),
+        since=EVER - timedelta(days=40_000),
+        until=EVER,
+        max_value_bytes=10**6,
+        limit_rows=10,
+        batch_rows=10,
+    )
     where, settings = _where(wanted)
     uri = postgresql_database.uri.get_secret_value()
     with adbc_driver_postgresql.dbapi.connect(uri, autocommit=True) as connection, connection.cursor() as statement:
@@ -156,8 +189,8 @@ def test_a_cut_connection_leaves_the_position_at_the_last_row_that_came(postgres
     postgresql_database.execute("ANALYZE t")
     others = "backend_type = 'client backend' AND pid <> pg_backend_pid()"
     seen: list[int] = []
-    with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
-        batches = source.read(after=None, until=EVER, limit_rows=10**6, batch_rows=500)
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+        batches = rows_of(source.scan(after=None, until=EVER, limit_rows=10**6, batch_rows=500))
         seen += next(batches).column("id").to_pylist()
         postgresql_database.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
         with pytest.raises(SourceError, match='reading "t" failed') as caught:
@@ -167,8 +200,8 @@ def test_a_cut_connection_leaves_the_position_at_the_last_row_that_came(postgres
     assert 500 <= len(seen) < 60_000
     assert after is not None
     assert after.key == seen[-1]
-    with open_source(postgresql_database.uri, table="t", key="id", cursor="at") as source:
-        for batch in source.read(after=after, until=EVER, limit_rows=10**6, batch_rows=5_000):
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+        for batch in rows_of(source.scan(after=after, until=EVER, limit_rows=10**6, batch_rows=5_000)):
             seen += batch.column("id").to_pylist()
     assert seen == list(range(1, 60_001))
 
@@ -193,7 +226,7 @@ def test_an_error_in_the_middle_of_reading_says_what_survives(postgresql_databas
     ],
 )
 def test_a_password_is_in_no_message_of_a_server_that_cannot_be_reached(uri: str) -> None:
-    source = open_source(SecretStr(uri), table="t", key="id", cursor="at")
+    source = open_table(SecretStr(uri), table="t", key="id", cursor="at")
     with source, pytest.raises(SourceError, match="cannot be reached") as caught:
         source.schema()
     error = caught.value
@@ -218,7 +251,7 @@ def test_a_wrong_password_is_refused_without_showing_it(postgresql_database: Any
                 file.write("local all reader scram-sha-256\n" + before)
             work.execute("SELECT pg_reload_conf()")
             uri = postgresql_database.uri.get_secret_value().replace("postgres:@", "reader:WrongSecret@")
-            source = open_source(SecretStr(uri), table="t", key="id", cursor="at")
+            source = open_table(SecretStr(uri), table="t", key="id", cursor="at")
             with source, pytest.raises(SourceError, match="password authentication failed") as caught:
                 source.schema()
             assert "WrongSecret" not in "".join(traceback.format_exception(caught.value))

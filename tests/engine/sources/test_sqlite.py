@@ -13,7 +13,8 @@ import pytest
 from pydantic import SecretStr
 
 from engine.errors import SourceError, SourceSchemaError
-from engine.sources import open_source
+from engine.sources.protocol import Rejected
+from tests.tables import open_table, rows_of
 
 EVER = datetime(2100, 1, 1, tzinfo=UTC)
 AT = "2020-01-01 00:00:00"
@@ -31,9 +32,19 @@ def table_of(path: Path, declared: str, values: Sequence[Any]) -> SecretStr:
 
 
 def read(uri: SecretStr, *, batch_rows: int = 1_000, **more: Any) -> pa.Table:
-    with open_source(uri, **{"table": "t", "key": "id", "cursor": "at", **more}) as source:
-        batches = list(source.read(after=None, until=EVER, limit_rows=10**6, batch_rows=batch_rows))
+    with open_table(uri, **{"table": "t", "key": "id", "cursor": "at", **more}) as source:
+        batches = list(rows_of(source.scan(after=None, until=EVER, limit_rows=10**6, batch_rows=batch_rows)))
         return pa.Table.from_batches(batches, schema=source.schema())
+
+
+def split(uri: SecretStr, *, batch_rows: int = 1_000, **more: Any) -> tuple[list[int], list[Rejected]]:
+    kept: list[int] = []
+    rejected: list[Rejected] = []
+    with open_table(uri, **{"table": "t", "key": "id", "cursor": "at", **more}) as source:
+        for batch in source.scan(after=None, until=EVER, limit_rows=10**6, batch_rows=batch_rows):
+            kept += batch.rows.column("id").to_pylist()
+            rejected += batch.rejected
+    return kept, rejected
 
 
 @pytest.mark.parametrize(
@@ -69,23 +80,32 @@ def test_declared_types_decide(
 )
 @pytest.mark.parametrize("row", [0, 2, 2_500])
 @pytest.mark.parametrize("batch_rows", [100, 10_000])
-def test_a_contradicting_value_is_named_with_its_row(
+def test_a_contradicting_value_is_rejected_with_its_row_and_the_others_come(
     tmp_path: Path, declared: str, wrong: Any, row: int, batch_rows: int
 ) -> None:
     values: list[Any] = [None] * 3_000
     values[row] = wrong
-    with pytest.raises(SourceError) as caught:
-        read(table_of(tmp_path, declared, values), batch_rows=batch_rows)
-    assert f"column 'v' is declared {declared.lower()}" in caught.value.message
-    assert f"id {row} " in caught.value.message
-    assert caught.value.hint
+    kept, rejected = split(table_of(tmp_path, declared, values), batch_rows=batch_rows)
+    assert kept == [id for id in range(3_000) if id != row]
+    [one] = rejected
+    assert (one.key, one.column, one.value) == (str(row), "v", str(wrong))
+    assert one.reason.startswith("column 'v': it holds ")
+    assert one.cursor == datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("batch_rows", [100, 10_000])
 def test_what_contradicts_does_not_depend_on_the_size_of_a_batch(tmp_path: Path, batch_rows: int) -> None:
     values = [1] * 1_500 + ["12"]  # a column without a type is what its first values are
-    with pytest.raises(SourceError, match="column 'v' is declared untyped, but in the row with id 1500 it holds text"):
-        read(table_of(tmp_path, "", values), batch_rows=batch_rows)
+    kept, rejected = split(table_of(tmp_path, "", values), batch_rows=batch_rows)
+    assert kept == list(range(1_500))
+    assert [(one.key, one.reason) for one in rejected] == [("1500", "column 'v': it holds text")]
+
+
+def test_a_text_larger_than_the_limit_is_rejected_without_being_read(tmp_path: Path) -> None:
+    kept, rejected = split(table_of(tmp_path, "TEXT", ["short", "x" * 5_000, None]), max_value_bytes=1_000)
+    assert kept == [0, 2]
+    assert rejected[0].reason == "column 'v': larger than max_row_bytes: 5000 bytes"
+    assert rejected[0].value == "x" * 256
 
 
 def test_reading_never_makes_a_database(tmp_path: Path) -> None:
@@ -141,12 +161,12 @@ def test_cursors_in_every_common_notation_are_read_to_until_and_resumed(
     connection.executemany("INSERT INTO t VALUES (?, ?)", [(key, write(time)) for key, time in enumerate(times)])
     connection.commit()
     connection.close()
-    with open_source(SecretStr(f"sqlite:///{tmp_path / 'x.db'}"), table="t", key="id", cursor="at") as source:
-        first = pa.Table.from_batches(source.read(after=None, until=times[3], limit_rows=2, batch_rows=9))
+    with open_table(SecretStr(f"sqlite:///{tmp_path / 'x.db'}"), table="t", key="id", cursor="at") as source:
+        first = pa.Table.from_batches(rows_of(source.scan(after=None, until=times[3], limit_rows=2, batch_rows=9)))
         after = source.position
-        rest = pa.Table.from_batches(source.read(after=after, until=times[3], limit_rows=9, batch_rows=9))
+        rest = pa.Table.from_batches(rows_of(source.scan(after=after, until=times[3], limit_rows=9, batch_rows=9)))
         just_before = times[3] - timedelta(microseconds=1)
-        fewer = pa.Table.from_batches(source.read(after=after, until=just_before, limit_rows=9, batch_rows=9))
+        fewer = pa.Table.from_batches(rows_of(source.scan(after=after, until=just_before, limit_rows=9, batch_rows=9)))
     assert after is not None
     assert after.cursor == write(times[1])
     assert first.column("at").to_pylist() == times[:2]
@@ -162,9 +182,9 @@ def test_a_date_is_its_midnight(tmp_path: Path) -> None:
     connection.execute("UPDATE t SET v = '2020-01-03' WHERE v IS NULL")
     connection.commit()
     connection.close()
-    with open_source(uri, table="t", key="id", cursor="v") as source:
+    with open_table(uri, table="t", key="id", cursor="v") as source:
         until = datetime(2020, 1, 2, tzinfo=UTC)
-        found = [batch.num_rows for batch in source.read(after=None, until=until, limit_rows=9, batch_rows=9)]
+        found = [batch.num_rows for batch in rows_of(source.scan(after=None, until=until, limit_rows=9, batch_rows=9))]
     assert sum(found) == 2
 
 
@@ -173,10 +193,10 @@ def test_a_column_named_as_time_is_one_whatever_is_declared(tmp_path: Path) -> N
     assert rows.column("v").to_pylist() == [datetime(2020, 1, 1, tzinfo=UTC), None]
 
 
-def test_a_value_that_is_no_time_names_the_column(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"column 'v' holds a value that is no time.*yesterday") as caught:
-        read(table_of(tmp_path, "TIMESTAMP", [AT, "yesterday"]))
-    assert "ISO 8601" in caught.value.hint
+def test_a_value_that_is_no_time_is_rejected(tmp_path: Path) -> None:
+    kept, rejected = split(table_of(tmp_path, "TIMESTAMP", [AT, "yesterday", AT]))
+    assert kept == [0, 2]
+    assert (rejected[0].reason, rejected[0].value) == ("column 'v': it is no time", "yesterday")
 
 
 def test_a_cursor_of_numbers_and_text_is_refused_because_some_rows_would_never_come(tmp_path: Path) -> None:
@@ -211,10 +231,10 @@ def test_generated_columns_are_columns(tmp_path: Path) -> None:
 
 def test_keys_that_differ_only_in_case_are_two_whatever_their_collation(tmp_path: Path) -> None:
     uri = table_of(tmp_path, "TEXT COLLATE NOCASE", ["b", "A", "a", "B"])
-    with open_source(uri, table="t", key="v", cursor="at") as source:
+    with open_table(uri, table="t", key="v", cursor="at") as source:
         seen = []
         for _ in range(4):
-            for batch in source.read(after=source.position, until=EVER, limit_rows=1, batch_rows=1):
+            for batch in rows_of(source.scan(after=source.position, until=EVER, limit_rows=1, batch_rows=1)):
                 seen += batch.column("v").to_pylist()
     assert seen == ["A", "B", "a", "b"]
 

@@ -1,0 +1,117 @@
+"""Values brought to a schema's types, and the rows apart that cannot be: nothing is lost in silence, nothing raises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.sources.protocol import LONGEST_VALUE, STAMP, Rejected
+
+Conversion = Callable[[pa.Array], pa.Array]
+
+
+def cast_rows(
+    rows: pa.RecordBatch, schema: pa.Schema, *, key: str, cursor: str
+) -> tuple[pa.RecordBatch, tuple[Rejected, ...]]:
+    """Return the rows with ``schema``, and those left out that hold a value which is none of its types.
+
+    A column that the rows lack is null; one that the schema lacks is left out.
+    """
+    if rows.schema.equals(schema):
+        return rows, ()
+    arrays, wrong = [], dict[int, tuple[str, str]]()
+    for field in schema:
+        index = rows.schema.get_field_index(field.name)
+        if index < 0:
+            arrays.append(pa.nulls(rows.num_rows, field.type))
+            continue
+        values = rows.column(index)
+        array, bad = convert(values, partial(_cast, kind=field.type), kind=field.type)
+        arrays.append(array)
+        for at in bad:
+            wrong.setdefault(at, (field.name, f"it is no {field.type}"))
+    out = pa.RecordBatch.from_arrays(arrays, schema=schema)
+    if not wrong:
+        return out, ()
+    rejected = tuple(reject(rows, at, wrong[at][0], wrong[at][1], key=key, cursor=cursor) for at in sorted(wrong))
+    keep = pa.array([at not in wrong for at in range(rows.num_rows)])
+    return out.filter(keep), rejected
+
+
+def convert(values: pa.Array, conversion: Conversion, *, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """Return the converted values, null where one cannot be, and the places of those.
+
+    Parameters
+    ----------
+    conversion
+        Raises ``pa.ArrowInvalid`` or ``pa.ArrowNotImplementedError`` when any value of its array cannot be converted.
+        Called for halves, then quarters, of what fails: few bad values among many cost little.
+    kind
+        Of the converted values.
+    """
+    parts, bad = [], []
+    for start, part in _parts(values, conversion, 0):
+        if part is None:
+            bad.append(start)
+            part = pa.nulls(1, kind)
+        parts.append(part)
+    return (parts[0] if len(parts) == 1 else pa.concat_arrays(parts)) if parts else pa.nulls(0, kind), bad
+
+
+def reject(
+    rows: pa.RecordBatch, at: int, column: str | None, reason: str, *, key: str, cursor: str, value: Any = None
+) -> Rejected:
+    """Return one row as rejected, with what finds it again."""
+    row = as_json(rows.slice(at, 1))
+    when = rows.column(cursor)[at].as_py() if cursor in rows.schema.names else None
+    found = rows.column(column)[at].as_py() if value is None and column in rows.schema.names else value
+    return Rejected(
+        reason=f"column {column!r}: {reason}" if column else reason,
+        column=column,
+        value=None if found is None else str(found)[:LONGEST_VALUE],
+        key=str(rows.column(key)[at].as_py()) if key in rows.schema.names else None,
+        cursor=when if isinstance(when, datetime) else None,
+        row=row,
+    )
+
+
+def as_json(row: pa.RecordBatch) -> Mapping[str, Any]:
+    """Return one row as JSON-able values, long ones cut."""
+    out = {}
+    for name, column in zip(row.schema.names, row.columns, strict=True):
+        value = column[0].as_py()
+        short = value[:LONGEST_VALUE] if isinstance(value, str | bytes) else value
+        out[name] = short if isinstance(short, str | int | float | bool) or short is None else str(short)
+    return out
+
+
+def _parts(values: pa.Array, conversion: Conversion, start: int) -> Iterator[tuple[int, pa.Array | None]]:
+    try:
+        yield start, conversion(values)
+        return
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(values) <= 1:
+            yield start, None
+            return
+    half = len(values) // 2
+    yield from _parts(values.slice(0, half), conversion, start)
+    yield from _parts(values.slice(half), conversion, start + half)
+
+
+def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if kind == STAMP and pa.types.is_timestamp(values.type) and values.type.tz is None:
+        return pc.assume_timezone(values.cast(pa.timestamp("us"), safe=False), "UTC")
+    if kind == STAMP and pa.types.is_date(values.type):
+        return pc.assume_timezone(values.cast(pa.timestamp("us")), "UTC")
+    if kind == STAMP and pa.types.is_timestamp(values.type):
+        return values.cast(kind, safe=False)  # finer parts than microseconds are cut off
+    if pa.types.is_floating(kind) and pa.types.is_integer(values.type):
+        return values.cast(kind, safe=False)  # as every engine does: nearest
+    if pa.types.is_string(kind) and (pa.types.is_nested(values.type) or pa.types.is_time(values.type)):
+        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+    return values.cast(kind)
