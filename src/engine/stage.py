@@ -116,6 +116,8 @@ class Outcome:
 
     outputs: Mapping[str, Any] = field(default_factory=dict)  # for the report
     record: Mapping[str, Any] = field(default_factory=dict)  # for the next plan: cursors, positions
+    rows_out: int | None = None  # where a later phase takes out what an earlier one wrote; default: the tasks' sum
+    rows_quarantined: int | None = None
     publish: Callable[[], None] = lambda: None  # commits side tables first, the primary table last, all with n
 
 
@@ -225,8 +227,8 @@ def _run_slice(stage: Stage, context: StageContext, plan: Plan, *, execute: Exec
         inputs=dict(plan.bounds),
         outputs=dict(outcome.outputs),
         rows_in=sum(result.rows_in for result in results),
-        rows_out=sum(result.rows_out for result in results),
-        rows_quarantined=sum(result.rows_quarantined for result in results),
+        rows_out=_either(outcome.rows_out, sum(result.rows_out for result in results)),
+        rows_quarantined=_either(outcome.rows_quarantined, sum(result.rows_quarantined for result in results)),
         batches=sum(result.batches for result in results),
         attempts=sum(result.attempts for result in results),
         seconds=round(time.monotonic() - started, 3),
@@ -240,6 +242,10 @@ def _run_slice(stage: Stage, context: StageContext, plan: Plan, *, execute: Exec
     for key in keys:
         context.workspace.journal.forget_task(key)
     return report
+
+
+def _either(said: int | None, counted: int) -> int:
+    return counted if said is None else said
 
 
 def run_task(task: Task, context: StageContext, *, projection: Projection) -> TaskResult:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.batching import Chunk, ChunkWriter, Table, read_batches
-from engine.batching.tables import chunk_prefix
+from engine.batching.tables import chunk_n, chunk_prefix
 from engine.errors import KeyConflict
 from engine.memory.measure import measure_self
 from engine.memory.scope import Scope
@@ -75,9 +75,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "quarantine": [to_json(ref) for ref in bad],
             "quarantine_remove": gone,
         },
-        rows_in=sum(ref.rows for ref in new),
         rows_out=sum(ref.rows for ref in chunks),
-        rows_quarantined=sum(ref.rows for ref in bad),
+        rows_quarantined=sum(ref.rows for ref in bad if chunk_n(ref.path) == n),
     )
 
 

@@ -143,7 +143,8 @@ class ExtractStage:
             "known_rows": settled["dropped_rows"] if settled else 0,
             **({"files": read["counts"]} if read["counts"] else {}),
         }
-        return Outcome(outputs=outputs, record=record, publish=publish)
+        quarantined = done[-1][0].rows_quarantined
+        return Outcome(outputs=outputs, record=record, publish=publish, rows_out=rows, rows_quarantined=quarantined)
 
     def _reading(self, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
         last = last_record(context, self.what)
