@@ -4,13 +4,15 @@ reports.
 
 from __future__ import annotations
 
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.events import emit_event
 
 from engine.learning.retrain import Decision
 from engine.ledger import Ledger
+from engine.quarantine import replay_windows
 from engine.refs import to_json
 from engine.stages.extract import ExtractStage
 from engine.stages.monitor import MonitorStage, last_record
@@ -18,10 +20,13 @@ from engine.stages.promote import PromoteStage, previous_champion
 from engine.stages.score import ScoreStage
 from engine.stages.train import TrainStage, decide
 from engine.stages.validate import ValidateStage
-from engine.units import format_time
+from engine.units import format_time, parse_time
 from flows.artifacts import memory_table, metrics_table
-from flows.parameters import LoopParameters, RollbackParameters, RunParameters
+from flows.parameters import ExtractParameters, LoopParameters, ReplayParameters, RollbackParameters, RunParameters
 from flows.session import Session, open_session
+
+_TABLES: tuple[tuple[str, Literal["raw", "labels"]], ...] = (("rows", "raw"), ("labels", "labels"))
+"""What is extracted, as events call it, and the table that it goes to."""
 
 
 @flow(name="continuous-training", persist_result=False, retries=0)
@@ -36,10 +41,23 @@ def continuous_training(parameters: LoopParameters) -> dict[str, Any]:
 
 
 @flow(name="extract", persist_result=False, retries=0)
-def extract(parameters: RunParameters) -> dict[str, Any]:
-    """Extract new rows and label records, and say so with an event where there are any."""
+def extract(parameters: ExtractParameters) -> dict[str, Any]:
+    """Extract new rows and label records, or a stretch of them again; say so with an event where there are any."""
     with open_session(parameters) as session:
-        _extract(session)
+        _extract(session, what=parameters.what, since=parameters.since, until=parameters.until)
+        return _finish(session)
+
+
+@flow(name="replay", persist_result=False, retries=0)
+def replay(parameters: ReplayParameters) -> dict[str, Any]:
+    """Read again what is in quarantine: what fits by now comes in, the rest stays there."""
+    with open_session(parameters) as session:
+        only = None if parameters.what == "all" else parameters.what
+        windows, lost = replay_windows(session.context.workspace, table=only)
+        if lost:
+            get_run_logger().warning("%s quarantined rows have no cursor: they cannot be found again", lost)
+        for window in windows:
+            _extract(session, what=window.table, since=window.since, until=window.until)
         return _finish(session)
 
 
@@ -79,16 +97,22 @@ def rollback(parameters: RollbackParameters) -> dict[str, Any]:
         return _finish(session)
 
 
-def _extract(session: Session) -> None:
+def _extract(
+    session: Session, *, what: str = "all", since: datetime | None = None, until: datetime | None = None
+) -> None:
     context = session.context
-    rows = session.run(ExtractStage("raw")).rows_out
-    labels = session.run(ExtractStage("labels")).rows_out
-    for what, count in (("rows", rows), ("labels", labels)):
+    parts = [
+        (name, ExtractStage(table, since=since and parse_time(since), until=until and parse_time(until)))
+        for name, table in _TABLES
+        if what in ("all", table)
+    ]
+    for name, stage in parts:
+        count = session.run(stage).rows_out
         if count:
             emit_event(
-                event=f"headrace.{what}.landed",
+                event=f"headrace.{name}.landed",
                 resource={"prefect.resource.id": f"headrace.pipeline.{context.spec.pipeline}"},
-                payload={what: count, "as_of": format_time(context.as_of)},
+                payload={name: count, "as_of": format_time(context.as_of)},
             )
 
 

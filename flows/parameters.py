@@ -25,6 +25,22 @@ class RunParameters(BaseModel):
     )
 
 
+class ExtractParameters(RunParameters):
+    """What comes in: what is new, or, with a beginning or an end, a stretch of the cursor again."""
+
+    since: datetime | None = Field(
+        default=None, description="Backfill: read again from this time of the cursor on. Empty: only what is new."
+    )
+    until: datetime | None = Field(default=None, description="Backfill: up to this time. Empty: the run's clock.")
+    what: Literal["all", "raw", "labels"] = Field(default="all", description="The rows, their labels, or both.")
+
+
+class ReplayParameters(RunParameters):
+    """Another look at what is in quarantine."""
+
+    what: Literal["all", "raw", "labels"] = Field(default="all", description="The rows, their labels, or both.")
+
+
 class LoopParameters(RunParameters):
     """The whole loop."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.batching import Workspace
 from engine.batching.runs import last_reports
-from engine.layout import label_events_table, prepared_table
+from engine.layout import label_events_table, prepared_app, prepared_table
 from engine.ledger import Ledger, champion_of, trained
 from engine.refs import StageReport
 from engine.spec import PipelineSpec
@@ -18,7 +18,7 @@ def status(spec: PipelineSpec) -> dict[str, Any]:
 
     ``champion`` (None before the first) has ``version`` and ``metrics``, as the gate measured them; ``tables`` has
     ``rows``,
-    ``version`` and ``watermark`` by name; ``stages`` the four memory figures and ``seconds`` by name.
+    ``version`` and ``watermark`` by name (``labels`` also ``waiting``: records whose row has not come); ``stages`` the four memory figures and ``seconds`` by name.
     """
     workspace = Workspace(spec.workspace)
     return {
@@ -62,8 +62,16 @@ def _tables(workspace: Workspace, spec: PipelineSpec) -> dict[str, dict[str, Any
         if name in ("raw", "labels"):
             record = workspace.journal.commit(f"extract:{name}", table.transaction(f"extract:{name}")) or {}
             position = record.get("position")
-            out[name]["watermark"] = position["cursor"] if position else None
+            out[name]["watermark"] = position.get("cursor") if position else None
+    out["labels"]["waiting"] = _waiting(workspace, spec)  # records whose row has not come
     return out
+
+
+def _waiting(workspace: Workspace, spec: PipelineSpec) -> int:
+    app = prepared_app(spec.feature_set)
+    n = prepared_table(workspace, spec.feature_set).transaction(app)
+    record = (workspace.journal.commit(app, n) if n else None) or {}
+    return int(record.get("pending_rows", 0))
 
 
 def _stage(reports: tuple[StageReport, ...]) -> dict[str, Any]:

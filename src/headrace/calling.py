@@ -34,16 +34,18 @@ def call_flow(
     Workspace(load_spec(pipeline).workspace).prepare()
     silence_prefect()
     import flows.lifecycle as lifecycle
-    from flows.parameters import LoopParameters, RollbackParameters, RunParameters
+    from flows import parameters as known
     from flows.session import observing
 
     values = {key: value for key, value in given.items() if value is not None}
-    kind: type[RunParameters] = RunParameters
-    if name in ("continuous_training", "train"):
-        kind = LoopParameters
-    elif name == "rollback":
-        kind = RollbackParameters
-    parameters = kind(pipeline=str(pipeline), **values)
+    kinds: dict[str, type[known.RunParameters]] = {
+        "continuous_training": known.LoopParameters,
+        "train": known.LoopParameters,
+        "extract": known.ExtractParameters,
+        "replay": known.ReplayParameters,
+        "rollback": known.RollbackParameters,
+    }
+    parameters = kinds.get(name, known.RunParameters)(pipeline=str(pipeline), **values)
     with TerminalProgress(enabled=not quiet) as progress, observing(events.fan_out(progress, hook)):
         report: dict[str, Any] = getattr(lifecycle, name)(parameters)
     return report

@@ -52,9 +52,59 @@ def run(
 
 
 @app.command()
-def extract(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
-    """Extract new rows and label records."""
-    show.loop(call_flow("extract", pipeline=pipeline, as_of=as_of, memory=memory, quiet=as_json), as_json=as_json)
+def extract(
+    pipeline: Pipeline,
+    as_of: AsOf = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option("--from", parser=parse_time, metavar="TIME", help="Backfill: read again from this cursor on."),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option("--to", parser=parse_time, metavar="TIME", help="Backfill: up to this cursor.")
+    ] = None,
+    what: Annotated[str, typer.Option("--table", help="raw, labels or all.")] = "all",
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Extract new rows and label records; with --from or --to what is missing of a stretch that was read before."""
+    _require_one_of(what, ("all", "raw", "labels"), option="--table")
+    if since is not None and until is not None and since > until:
+        raise HeadraceError("--from is later than --to", hint="nothing lies between them: exchange them")
+    report = call_flow(
+        "extract",
+        pipeline=pipeline,
+        as_of=as_of,
+        since=since,
+        until=until,
+        what=what,
+        memory=memory,
+        quiet=as_json,
+    )
+    show.loop(report, as_json=as_json)
+
+
+@app.command()
+def quarantine(
+    pipeline: Pipeline,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Read these rows of the source again; what fits by now comes in.")
+    ] = False,
+    what: Annotated[str, typer.Option("--table", help="raw, labels or all.")] = "all",
+    limit: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 20,
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Show the rows that did not fit, by reason; with --replay try them again."""
+    from engine.batching import Workspace
+    from engine.quarantine import quarantined
+    from engine.specfile import load_spec
+
+    _require_one_of(what, ("all", "raw", "labels"), option="--table")
+    if replay:
+        call_flow("replay", pipeline=pipeline, what=what, memory=memory, quiet=as_json)
+    workspace = Workspace(load_spec(pipeline).workspace)
+    found = quarantined(workspace, table=None if what == "all" else what, limit=limit)
+    show.quarantine(found, pipeline=pipeline, as_json=as_json)
 
 
 @app.command()
@@ -212,6 +262,11 @@ def profile_leaks(
     if not capture.exists():
         raise HeadraceError(f"there is no capture {capture}", hint="headrace profile run says where its captures are")
     show.leaks(leaks(capture), as_json=as_json)
+
+
+def _require_one_of(value: str, allowed: tuple[str, ...], *, option: str) -> None:
+    if value not in allowed:
+        raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}", param_hint=option)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from engine.units import format_bytes
 
 if TYPE_CHECKING:
     from engine.ledger import Entry
+    from engine.quarantine import Quarantined
     from engine.sources.check import Finding
     from profiling.comparison import Compared
     from profiling.leaks import Leak
@@ -67,7 +68,8 @@ def status(value: Mapping[str, Any], *, as_json: bool) -> None:
         )
     tables = Table("table", "rows", "version", "watermark", box=None)
     for name, one in value["tables"].items():
-        tables.add_row(name, f"{one['rows']:,}", str(one["version"]), str(one["watermark"] or ""))
+        waiting = f" ({one['waiting']:,} wait for their row)" if one.get("waiting") else ""
+        tables.add_row(name, f"{one['rows']:,}", str(one["version"]), f"{one['watermark'] or ''}{waiting}")
     _OUT.print(tables)
     stages = Table("stage", "allowed", "reserved", "projected", "measured", "seconds", "as of", box=None)
     for name, one in value["stages"].items():
@@ -100,6 +102,33 @@ def findings(path: Path, found: Sequence[Finding], *, as_json: bool) -> None:
     errors = sum(finding.severity == "error" for finding in found)
     warnings = sum(finding.severity == "warning" for finding in found)
     _OUT.print(f"{path}: {errors} errors, {warnings} warnings", highlight=False)
+
+
+def quarantine(found: Quarantined, *, pipeline: Path, as_json: bool) -> None:
+    """Print what is in quarantine."""
+    if as_json:
+        reasons = [{"table": table, "reason": reason, "rows": rows} for table, reason, rows in found.reasons]
+        _json({"rows": found.rows, "reasons": reasons, "examples": list(found.examples)})
+        return
+    if not found.rows:
+        _OUT.print("nothing is in quarantine")
+        return
+    by_reason = Table("table", "rows", "reason", box=None)
+    for table, reason, rows in found.reasons:
+        by_reason.add_row(table, f"{rows:,}", reason)
+    _OUT.print(by_reason)
+    if found.examples:
+        examples = Table("table", "key", "cursor", "place", "column", "value", "reason", box=None)
+        for row in found.examples:
+            cells = [row[name] for name in ("table", "key", "cursor", "place", "column", "value", "reason")]
+            examples.add_row(*("" if cell is None else str(cell)[:60] for cell in cells))
+        _OUT.print(examples)
+    _OUT.print(
+        f"{found.rows:,} rows; correct them in the source, or the pipeline file, then: "
+        f"headrace quarantine {pipeline} --replay",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def profile(value: Mapping[str, Any], *, as_json: bool) -> None:
