@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -75,11 +76,22 @@ def test_labels_that_land_wake_a_training_and_a_model_is_promoted(tmp_path: Path
 
         _until(promoted, up, log, seconds=160)
         assert outside == []
+        _until(lambda: _scheduled(environment["PREFECT_API_URL"]) > 0, up, log, seconds=60)
+        assert "Traceback" not in log.read_text(), log.read_text()
     finally:
         up.send_signal(signal.SIGINT)
         up.wait(timeout=60)
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+
+
+def _scheduled(api: str) -> int:
+    """Return how many runs the server's scheduler has laid out for the hourly extraction."""
+    question = {
+        "deployments": {"name": {"any_": ["extract-hourly"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    return int(httpx.post(f"{api}/flow_runs/count", json=question, timeout=10).json())
 
 
 def _until(holds, up: subprocess.Popen[bytes], log: Path, *, seconds: float) -> None:  # type: ignore[no-untyped-def]
