@@ -17,8 +17,8 @@ def status(spec: PipelineSpec) -> dict[str, Any]:
     """Return the state of a pipeline as a JSON-able mapping.
 
     ``champion`` (None before the first) has ``version`` and ``metrics``, as the gate measured them; ``tables`` has
-    ``rows``,
-    ``version`` and ``watermark`` by name (``labels`` also ``waiting``: records whose row has not come); ``stages`` the four memory figures and ``seconds`` by name.
+    ``rows``, ``version`` and ``watermark`` by name, ``labels`` also ``waiting``: records whose row has not come;
+    ``stages`` the four memory figures and ``seconds`` by name.
     """
     workspace = Workspace(spec.workspace)
     return {

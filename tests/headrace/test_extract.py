@@ -63,6 +63,18 @@ def test_a_window_that_ends_before_it_begins_is_refused_before_anything_runs(sho
     assert not shop.workspace.table("raw").exists()
 
 
+def test_of_two_extractions_at_once_one_waits_and_nothing_is_doubled(shop: Shop) -> None:
+    shop.order(*[(key, key, key / 10) for key in range(500)])
+    command = [sys.executable, "-m", "headrace", "extract", "shop.yaml", "--json"]
+    both = [
+        subprocess.Popen(command, cwd=shop.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    rows = [json.loads(one.communicate(timeout=200)[0])["stages"]["extract"]["rows_out"] for one in both]
+    assert sorted(rows) == [0, 500]
+    assert sorted(key for key, _ in shop.versions()) == list(range(500))
+
+
 def test_a_source_that_changed_stops_with_the_difference_and_goes_on_when_allowed(shop: Shop) -> None:
     shop.order((1, 1, 1))
     _headrace(shop, "extract", "shop.yaml")

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from engine.errors import SourceSchemaError
 from engine.sources.casting import cast_rows, reject
 from engine.sources.dialects import APART, Column, Dialect, Range, nearest, quote_table
-from engine.sources.protocol import Batch, Ending, Position, Seen, Window
+from engine.sources.protocol import Batch, Ending, Position, Rejected, Seen, Window
 from engine.units import format_time, parse_time
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -89,11 +89,13 @@ class SQLSource:
         own = self.schema()
         row_bytes = sum(8 if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in own)
         batch_rows = max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
-        rows = 0
+        marks = pa.schema([own.field(self._cursor), own.field(self._key)])
+        rows, last = 0, pa.RecordBatch.from_pylist([], schema=marks)
         for part in self.scan(**_arguments(bounds), batch_rows=batch_rows):
             rows += part.rows.num_rows + len(part.rejected)
-            cast, wrong = cast_rows(part.rows, schema, key=self._key, cursor=self._cursor)
-            yield Batch(cast, (*part.rejected, *wrong))
+            once, twice, last = self._without_twins(part.rows, last)
+            cast, wrong = cast_rows(once, schema, key=self._key, cursor=self._cursor)
+            yield Batch(cast, (*part.rejected, *twice, *wrong))
         self._more = rows >= int(bounds["limit_rows"])
 
     def ending(self) -> Ending:
@@ -138,6 +140,31 @@ class SQLSource:
                 wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
                 yield self._split(rows, wrong)
 
+    def _without_twins(
+        self, rows: pa.RecordBatch, before: pa.RecordBatch
+    ) -> tuple[pa.RecordBatch, list[Rejected], pa.RecordBatch]:
+        """Return the rows without those whose key and cursor are those of the row before, these, and the last row.
+
+        Where a key does not identify a row, the second one has no place of its own in the order: reading on after the
+        first would skip it in silence.
+        """
+        marks = rows.select([self._cursor, self._key])
+        if not marks.num_rows:
+            return rows, [], before
+        # One row shorter at the start of a read, where no row came before the first one.
+        shifted = pa.Table.from_batches([before, marks.slice(0, marks.num_rows - 1)])
+        pairs = [pc.equal(marks.column(name), _whole(shifted, name, marks)) for name in marks.schema.names]
+        same = pc.fill_null(pc.and_(*pairs), False)
+        last = marks.slice(marks.num_rows - 1)
+        if not pc.any(same).as_py():
+            return rows, [], last
+        reason = "a row with this key and cursor came before it: the key does not identify a row"
+        twins = [
+            reject(rows, at, None, reason, key=self._key, cursor=self._cursor)
+            for at in pc.indices_nonzero(same).to_pylist()
+        ]
+        return rows.filter(pc.invert(same)), twins, last
+
     def _split(self, rows: pa.RecordBatch, wrong: pa.Array | None) -> Batch:
         if wrong is None or wrong.null_count == len(wrong):
             return Batch(rows)
@@ -177,6 +204,13 @@ class SQLSource:
         kept = {*self._wanted, self._key, self._cursor} if self._wanted is not None else set(found)
         self._found = tuple(column for column in columns if column.name in kept)
         return self._found
+
+
+def _whole(shifted: pa.Table, name: str, marks: pa.RecordBatch) -> pa.Array:
+    """Return a column as long as ``marks``: where no row came before the first one, that one is null."""
+    values = shifted.column(name).combine_chunks()
+    missing = marks.num_rows - len(values)
+    return pa.concat_arrays([pa.nulls(missing, values.type), values]) if missing else values
 
 
 def _arguments(bounds: Mapping[str, Any]) -> dict[str, Any]:

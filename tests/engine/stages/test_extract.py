@@ -238,3 +238,14 @@ def test_labels_corrected_and_withdrawn_are_further_records_and_late_ones_are_fo
         ("3", "column 'fraud': it is neither 0 nor 1")
     ]
     assert shop.extract(40, "labels").rows_out == 0
+
+
+def test_a_key_that_does_not_identify_a_row_is_said_and_no_row_is_lost_in_silence(shop: Shop) -> None:
+    insert = "INSERT INTO verdicts VALUES (?, ?, ?)"
+    shop.sql(insert, values=[(key, fraud, "2026-01-01 00:10:00") for key, fraud in ((1, 1), (1, 0), (2, 1))])
+    shop.extract(20, "labels")
+    assert [(row["key"], row["value"]) for row in shop.rows("labels")] == [(1, True), (2, True)]
+    [row] = shop.rows("quarantine")
+    assert row["key"] == "1"
+    assert "the key does not identify a row" in row["reason"]
+    assert '"fraud": 0' in row["row"]
