@@ -23,7 +23,7 @@ from engine.spec import PipelineSpec
 from engine.specfile import load_spec
 from engine.stage import Stage, StageContext, run_stage
 from engine.stages.prepare import PrepareStage
-from engine.units import format_bytes, parse_bytes
+from engine.units import format_bytes
 from flows.artifacts import ProgressArtifact
 from flows.parameters import RunParameters
 
@@ -99,8 +99,7 @@ def open_session(parameters: RunParameters) -> Iterator[Session]:
     path = Path(parameters.pipeline)
     spec = load_spec(path)
     if parameters.memory is not None:
-        resources = spec.resources.model_copy(update={"memory": parse_bytes(parameters.memory)})
-        spec = spec.model_copy(update={"resources": resources})
+        spec = spec.with_memory(parameters.memory)
     progress = ProgressArtifact()
     context = StageContext.of(
         spec,

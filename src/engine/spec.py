@@ -251,7 +251,9 @@ class OperatingPointSpec(_Section):
 class ResourcesSpec(_Section):
     """What a run may take."""
 
-    memory: Bytes = 512 * 2**20
+    memory: Bytes | Literal["auto"] = Field(
+        512 * 2**20, description="of a task's process tree; auto: half of the host's or the container's"
+    )
     disk: Bytes = 20 * 2**30
     threads: int = Field(2, ge=1, le=256)
 
@@ -303,6 +305,18 @@ class PipelineSpec(_Section):
         if not names:
             raise ValueError("features: there are none")
         return self
+
+    def with_memory(self, text: str) -> Self:
+        """Return the pipeline with another budget, such as ``300MiB`` or ``auto``.
+
+        Raises
+        ------
+        SpecError
+            It is no size.
+        """
+        memory = text if text == "auto" else parse_bytes(text)
+        resources = self.resources.model_copy(update={"memory": memory})
+        return self.model_copy(update={"resources": resources})
 
     @property
     def labels_are_files(self) -> bool:

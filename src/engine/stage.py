@@ -20,6 +20,7 @@ from engine.batching import Table, Workspace
 from engine.batching.runs import record_runs
 from engine.memory.budget import Budget
 from engine.memory.cage import run_caged
+from engine.memory.host import auto_budget_bytes
 from engine.memory.projection import Projection, ReservedStore
 from engine.refs import StageReport, Task, TaskResult, content_hash, to_json
 from engine.spec import PipelineSpec
@@ -51,12 +52,13 @@ class StageContext:
     ) -> StageContext:
         """Return the context of one run of a pipeline; the clock is the wall's unless given."""
         resources = spec.resources
+        allowed = auto_budget_bytes() if resources.memory == "auto" else resources.memory
         return cls(
             spec=spec,
             workspace=Workspace(spec.workspace),
             as_of=parse_time(as_of) if as_of is not None else datetime.now(UTC),
             directory=directory.absolute(),
-            budget=Budget(allowed_bytes=resources.memory, threads=resources.threads, disk_bytes=resources.disk),
+            budget=Budget(allowed_bytes=allowed, threads=resources.threads, disk_bytes=resources.disk),
             hook=hook,
             launcher=launcher,
         )
@@ -119,6 +121,16 @@ class Outcome:
     rows_out: int | None = None  # where a later phase takes out what an earlier one wrote; default: the tasks' sum
     rows_quarantined: int | None = None
     publish: Callable[[], None] = lambda: None  # commits side tables first, the primary table last, all with n
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What one kind of task of a stage is expected to take, said without running anything."""
+
+    projection: Projection
+    rows: int  # that its largest task holds or streams
+    disk_bytes: int = 0  # beside the tables
+    sampling_rate: float | None = None  # of negatives, where training is meant
 
 
 class Stage(Protocol):

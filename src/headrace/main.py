@@ -154,6 +154,23 @@ def status(pipeline: Pipeline, as_json: Json = False) -> None:
 
 
 @app.command()
+def plan(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
+    """Show what each stage would take under the budget; runs nothing. Exit code 2 when it does not fit."""
+    from engine.planning import plan as lay_out
+    from engine.specfile import load_spec
+    from engine.stage import StageContext
+
+    spec = load_spec(pipeline)
+    if memory is not None:
+        spec = spec.with_memory(memory)
+    context = StageContext.of(spec, directory=pipeline.parent, as_of=as_of)
+    found = lay_out(context)
+    show.plan(found, as_json=as_json)
+    if not found["fits"]:
+        raise typer.Exit(2)
+
+
+@app.command()
 def history(pipeline: Pipeline, as_json: Json = False) -> None:
     """Show the ledger: each candidate, verdict, promotion and rollback, with its reasons."""
     from engine.batching import Workspace

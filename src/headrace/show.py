@@ -79,6 +79,37 @@ def status(value: Mapping[str, Any], *, as_json: bool) -> None:
     _OUT.print(f"workspace: {value['workspace']}", highlight=False)
 
 
+def plan(value: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print the plan of a pipeline."""
+    if as_json:
+        _json(value)
+        return
+    exact = "by polling: best effort, within 10 %" if value["enforced_by"] == "polling" else "exactly"
+    _OUT.print(
+        f"{value['pipeline']}: {format_bytes(value['allowed_bytes'])} allowed, enforced {exact} "
+        f"({value['enforced_by']}); {format_bytes(value['disk_bytes'])} of disk, {value['threads']} threads",
+        highlight=False,
+        soft_wrap=True,
+    )
+    figures_shown = ("allowed", "reserved", "projected", "measured")
+    table = Table("stage", *figures_shown, "worst term", "rows", "batch", "disk", "rate", "s", box=None)
+    for one in value["stages"]:
+        figures = [_bytes(one[f"{kind}_bytes"]) for kind in figures_shown]
+        batch = _bytes(one["batch_bytes"]) + (f" = {one['batch_rows']:,} rows" if one["batch_rows"] else "")
+        rate = "" if one["sampling_rate"] is None else f"{one['sampling_rate']:.3f}"
+        rows = "" if one["rows"] is None else f"{one['rows']:,}"
+        seconds = "" if one["seconds"] is None else f"{one['seconds']:.1f}"
+        table.add_row(one["stage"], *figures, one["worst_term"], rows, batch, _bytes(one["disk_bytes"]), rate, seconds)
+    _OUT.print(table)
+    for one in value["stages"]:
+        if one["error"] is not None:
+            _ERR.print(f"error: {one['error']['message']}", highlight=False, markup=False, soft_wrap=True)
+            _ERR.print(f"  {one['error']['hint']}", highlight=False, markup=False, soft_wrap=True)
+    if not value["fits"]:
+        smallest = value["smallest_budget_bytes"]
+        _ERR.print(f"the smallest budget that would do is {format_bytes(smallest)}", highlight=False)
+
+
 def history(entries: Sequence[Entry], *, as_json: bool) -> None:
     """Print the ledger."""
     if as_json:
@@ -179,6 +210,10 @@ def number(value: float | None) -> str:
 def version(value: int) -> str:
     """Return a model version for people."""
     return f"v{value}" if value else "none"
+
+
+def _bytes(value: int | None) -> str:
+    return format_bytes(value) if value else ""
 
 
 def _json(value: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_LEAST_BATCH = 64 * 1024
+LEAST_BATCH = 64 * 1024
 _MOST_BATCH = 32 * 2**20
 
 
@@ -23,12 +23,12 @@ class Budget:
     def __post_init__(self) -> None:
         """Derive the batch: a 64th of the budget, from 64 KiB to 32 MiB (8 MiB at 512 MiB)."""
         if not self.batch_bytes:
-            derived = max(_LEAST_BATCH, min(_MOST_BATCH, self.allowed_bytes // 64))
+            derived = max(LEAST_BATCH, min(_MOST_BATCH, self.allowed_bytes // 64))
             object.__setattr__(self, "batch_bytes", derived)
 
     def halved(self) -> Budget:
         """Return the budget for another try, with half the batch."""
-        return dataclasses.replace(self, batch_bytes=max(_LEAST_BATCH, self.batch_bytes // 2))
+        return dataclasses.replace(self, batch_bytes=max(LEAST_BATCH, self.batch_bytes // 2))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping."""

@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 
-from engine.memory.budget import Budget
+from engine.memory.budget import LEAST_BATCH, Budget
 from engine.memory.measure import measure_self
 
 TARGET, SHRINK, PAUSE, TERMINATE = 0.60, 0.70, 0.80, 0.95
 """Thresholds, as fractions of allowed less reserved; terminate, the parent's, is one of allowed."""
 
 _LEVELS = ("none", "target", "shrink", "pause")
-_LEAST_BATCH = 64 * 1024
 _WAIT_SECONDS = 2.0  # nothing else may free what one thread waits for, so it never waits long
 _LOOK_EVERY_SECONDS = 0.05
 
@@ -79,7 +78,7 @@ class Governor:
             return self._batch
         self._new = False
         if level >= 2:
-            self._batch = max(_LEAST_BATCH, self._batch // 2)
+            self._batch = max(LEAST_BATCH, self._batch // 2)
         elif level == 0:
             self._batch = min(self._most, self._batch * 2)
         return self._batch

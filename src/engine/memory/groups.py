@@ -97,6 +97,15 @@ def memory_group(allowed_bytes: int) -> Iterator[MemoryGroup | None]:
             group.remove()
 
 
+def enforcement() -> str:
+    """Return how a budget would be enforced here: ``cgroup-v1`` or ``cgroup-v2`` (exact), or ``polling``."""
+    group = _make()
+    if group is None:
+        return "polling"
+    group.remove()
+    return group.kind
+
+
 def _make() -> MemoryGroup | None:
     if os.environ.get("HEADRACE_CAGE") == "polling":
         return None

@@ -10,10 +10,13 @@ from pathlib import Path
 from uuid import uuid4
 
 from engine.errors import PlanRefused
-from engine.memory.budget import Budget
+from engine.memory.budget import LEAST_BATCH, Budget
 from engine.units import format_bytes
 
 _MIB = 2**20
+
+BATCHES = "batches"
+"""How the names of terms begin that grow with the batch."""
 
 _FIRST_RESERVED = {
     "extract": 100 * _MIB,
@@ -48,22 +51,40 @@ class Projection:
         name, size = max({"reserved": self.reserved_bytes, **self.terms}.items(), key=lambda item: item[1])
         return name, size
 
+    @property
+    def smallest_budget_bytes(self) -> int:
+        """The smallest budget that would do with these batches, in whole MiB."""
+        return -(-self.projected_bytes // _MIB) * _MIB
+
+    def largest_batch_bytes(self, budget: Budget) -> int:
+        """Return the largest batch with which the task would fit the budget, 0 when none would.
+
+        Terms whose name begins with ``batches`` grow with the batch, the others do not.
+        """
+        growing = sum(size for name, size in self.terms.items() if name.startswith(BATCHES))
+        room = budget.allowed_bytes - (self.projected_bytes - growing)
+        if not growing:
+            return budget.batch_bytes if room >= 0 else 0
+        fitting = budget.batch_bytes * room // growing
+        return int(fitting) if fitting >= LEAST_BATCH else 0
+
     def check(self, budget: Budget) -> None:
         """Do nothing when the projection fits the budget.
 
         Raises
         ------
         PlanRefused
-            It does not: names stage, figures, the worst term, and the smallest budget that would do.
+            It does not: names stage, figures, the worst term, the smallest budget and the largest batch that would do.
         """
         if self.projected_bytes <= budget.allowed_bytes:
             return
         name, size = self.worst_term
-        smallest = -(-self.projected_bytes // _MIB) * _MIB
+        smallest, batch = self.smallest_budget_bytes, self.largest_batch_bytes(budget)
+        smaller = f"; with batches of {format_bytes(batch)} it would fit" if batch else "; no smaller batch would fit"
         raise PlanRefused(
             f"{self.stage}: projected {format_bytes(self.projected_bytes)} is over the "
             f"{format_bytes(budget.allowed_bytes)} allowed (reserved {format_bytes(self.reserved_bytes)}); "
-            f"the worst term is {name} with {format_bytes(size)}",
+            f"the worst term is {name} with {format_bytes(size)}{smaller}",
             hint=f"set resources.memory to at least {smallest // _MIB}MiB, or run with --memory {smallest // _MIB}MiB",
             details={
                 "stage": self.stage,
@@ -72,6 +93,7 @@ class Projection:
                 "projected_bytes": self.projected_bytes,
                 "worst_term": name,
                 "smallest_budget_bytes": smallest,
+                "largest_batch_bytes": batch,
                 "terms": dict(self.terms),
             },
         )

@@ -29,8 +29,10 @@ from engine.stage import ChildContext
 from engine.units import parse_time
 
 _SHOWN_KEYS = 5
-_DUCKDB_SHARE = 0.6  # of what the budget leaves after the process itself
-_LEAST_DUCKDB_BYTES = 64 * 2**20
+JOIN_SHARE = 0.5
+"""Of what the budget leaves after the process itself, for joins."""
+
+LEAST_JOIN_BYTES = 64 * 2**20
 
 
 def run(task: Task, scope: Scope) -> TaskResult:
@@ -91,7 +93,7 @@ class _Joins:
         self._directory = directory
         self._connection = duckdb.connect(
             config={
-                "memory_limit": f"{max(_LEAST_DUCKDB_BYTES, int(free * _DUCKDB_SHARE))}B",
+                "memory_limit": f"{max(LEAST_JOIN_BYTES, int(free * JOIN_SHARE))}B",
                 "threads": scope.budget.threads,
                 "temp_directory": str(directory),
                 "preserve_insertion_order": False,

@@ -26,8 +26,9 @@ from engine.sources.contracts import Contract, first_contract, renewed
 from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files
+from engine.sources.settling import JOIN_SHARE, LEAST_JOIN_BYTES
 from engine.spec import FILE_KEY, PipelineSpec
-from engine.stage import Outcome, Plan, StageContext
+from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 SLICE_ROWS = {"raw": 4_000_000, "labels": 250_000}
@@ -185,14 +186,30 @@ class ExtractStage:
             "imports": ["duckdb"],
         }
         task = Task("extract.settle", f"{self.what}.{plan.n}", "engine.sources.settling:run", inputs)
-        reserved = context.reserved.load("extract.settle")
-        free = max(0, context.budget.allowed_bytes - reserved)
-        terms = {
-            "joins": int(0.5 * free),
-            "batches in flight": 2 * context.budget.batch_bytes,
-            "row group being written": 2 * ROW_GROUP_BYTES,
-        }
-        return task, Projection(stage="extract.settle", reserved_bytes=reserved, terms=terms)
+        return task, _project_settling(context)
+
+
+def forecast(context: StageContext) -> list[Forecast]:
+    """Return what reading a slice of rows takes, and settling one where that is needed.
+
+    Raises
+    ------
+    SourceError
+        Nothing was extracted yet, and the source cannot be reached for its columns.
+    """
+    last = last_record(context, "raw")
+    if last is None:
+        with open_feed(context.spec, "raw") as source:
+            columns = len(source.schema())
+    else:
+        columns = len(Contract.from_json(last["contract"]).stored)
+    reading = _project(context.reserved.load("extract"), context.budget.batch_bytes, columns)
+    rows = SLICE_ROWS["raw"]
+    found = [Forecast(reading, rows)]
+    source_spec = context.spec.source
+    if source_spec.lag or source_spec.is_files or source_spec.on_conflict != "newest":
+        found.append(Forecast(_project_settling(context), rows))
+    return found
 
 
 @dataclass(frozen=True)
@@ -314,6 +331,17 @@ def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
             "driver and query buffers": 24 * 2**20,
         },
     )
+
+
+def _project_settling(context: StageContext) -> Projection:
+    reserved = context.reserved.load("extract.settle")
+    free = max(0, context.budget.allowed_bytes - reserved)
+    terms = {
+        "joins": max(LEAST_JOIN_BYTES, int(JOIN_SHARE * free)),
+        "batches in flight": 2 * context.budget.batch_bytes,
+        "row group being written": 2 * ROW_GROUP_BYTES,
+    }
+    return Projection(stage="extract.settle", reserved_bytes=reserved, terms=terms)
 
 
 def _refs(values: Sequence[Mapping[str, Any]]) -> list[ChunkRef]:

@@ -24,7 +24,7 @@ from engine.ledger import Ledger, trained
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult
-from engine.stage import ChildContext, Outcome, Plan, StageContext, run_task
+from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -185,6 +185,11 @@ def _models(context: StageContext) -> dict[str, dict[str, Any]]:
         if facts is not None:
             out[str(version)] = {key: facts.details[key] for key in ("trained_until", "threshold")}
     return out
+
+
+def forecast(context: StageContext) -> list[Forecast]:
+    """Return what a look at predictions, labels and drift takes."""
+    return [Forecast(_projection(context), predictions_table(context.workspace).rows())]
 
 
 def _projection(context: StageContext) -> Projection:

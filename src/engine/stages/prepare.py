@@ -23,7 +23,7 @@ from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, pre
 from engine.memory.projection import Projection
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.spec import PipelineSpec
-from engine.stage import Outcome, Plan, StageContext
+from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import microseconds
 
 _GATHER_COPIES = 5  # the span as read, as Polars holds it, sorted, without old versions, and as Arrow
@@ -32,6 +32,7 @@ _LABEL_COPIES = 5
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
 _MOST_SPAN_ROWS = 500_000
 _SEGMENT_ROWS = 250_000
+_MOST_LABELS = 250_000  # of one commit
 _LABEL_BYTES = 64  # a label record in memory, before its window keys
 
 
@@ -143,15 +144,18 @@ def _label_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Pr
     task = Task(stage, f"{context.spec.feature_set}.labels.{plan.n}", "engine.features.label_slices:run", inputs)
     labels = label_chunks(context.workspace, plan.bounds)
     rows = sum(chunk.rows for chunk in labels) + int(plan.bounds["pending_rows"])
-    keys = label_window_keys(context.spec)
-    row_bytes = _LABEL_BYTES + 32 * len(keys)
+    return task, _project_labels(context, rows)
+
+
+def _project_labels(context: StageContext, rows: int) -> Projection:
+    row_bytes = _LABEL_BYTES + 32 * len(label_window_keys(context.spec))
     terms = {
         "label records": rows * row_bytes * _LABEL_COPIES,
         "batches in flight": 3 * context.budget.batch_bytes,
         "window segments in hand": rows * 48,
         "row group being written": 2 * ROW_GROUP_BYTES,
     }
-    return task, Projection(stage=stage, reserved_bytes=context.reserved.load(stage), terms=terms)
+    return Projection(stage="prepare.labels", reserved_bytes=context.reserved.load("prepare"), terms=terms)
 
 
 def _finish_labels(
@@ -262,11 +266,15 @@ def _gather_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, P
     inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.gather.{plan.n}", "engine.features.row_slices:run_gather", inputs)
     _, row_bytes = _increments(context, after_n=0, through_n=int(plan.bounds["raw_n"]))
+    return task, _project_gather(context, int(plan.bounds["rows"]), row_bytes)
+
+
+def _project_gather(context: StageContext, rows: int, row_bytes: float) -> Projection:
     terms = {
-        "span while it is sorted": int(plan.bounds["rows"] * row_bytes * _GATHER_COPIES),
+        "span while it is sorted": int(rows * row_bytes * _GATHER_COPIES),
         "batches in flight": 2 * context.budget.batch_bytes,
     }
-    return task, Projection(stage=stage, reserved_bytes=context.reserved.load(stage), terms=terms)
+    return Projection(stage="prepare.gather", reserved_bytes=context.reserved.load("prepare"), terms=terms)
 
 
 def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskResult) -> tuple[Task, Projection]:
@@ -280,15 +288,34 @@ def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskRe
         "segments": _segments_in_reach(context, plan, gathered.outputs["segments"]),
     }
     task = Task(stage, f"{context.spec.feature_set}.search.{plan.n}", "engine.features.row_slices:run_search", inputs)
+    return task, _project_search(context)
+
+
+def _project_search(context: StageContext) -> Projection:
     features = len(context.spec.features.names())
     terms = {
         "batches in flight": context.budget.batch_bytes * _SEARCH_COPIES,
-        "window results": search_rows(context.spec, context.budget.batch_bytes) * features * 8 * 3,
+        "batches of window results": search_rows(context.spec, context.budget.batch_bytes) * features * 8 * 3,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**18,
         "transform": 16 * 2**20,
     }
-    return task, Projection(stage=stage, reserved_bytes=context.reserved.load(stage), terms=terms)
+    return Projection(stage="prepare.search", reserved_bytes=context.reserved.load("prepare"), terms=terms)
+
+
+def forecast(context: StageContext) -> list[Forecast]:
+    """Return what joining a commit of labels, gathering a span and searching it take."""
+    raw = context.workspace.table("raw")
+    known = raw.rows()
+    _, row_bytes = _increments(context, after_n=0, through_n=raw.transaction("extract:raw"))
+    rows = min(_rows_per_span(context, row_bytes), known) if known else _rows_per_span(context, row_bytes)
+    labels = context.workspace.table("labels").rows()
+    label_rows = min(_MOST_LABELS, labels) if labels else _MOST_LABELS
+    return [
+        Forecast(_project_labels(context, label_rows), label_rows),
+        Forecast(_project_gather(context, rows, row_bytes), rows),
+        Forecast(_project_search(context), rows),
+    ]
 
 
 def _segments_in_reach(context: StageContext, plan: Plan, own: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

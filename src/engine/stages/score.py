@@ -23,7 +23,7 @@ from engine.ledger import Ledger, trained
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
-from engine.stage import ChildContext, Outcome, Plan, StageContext
+from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
@@ -100,16 +100,7 @@ class ScoreStage:
         libraries = ["polars", *LIBRARIES[plan.bounds["learner"]]]
         inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of), "imports": libraries}
         task = Task(self.name, f"score.{plan.n}", "engine.stages.score:run", inputs)
-        features = len(context.spec.features.names())
-        terms = {
-            "batches in flight": context.budget.batch_bytes * _COPIES,
-            "keys already scored": int(plan.bounds["rows"]) * 24,
-            "model": _MODEL_BYTES,
-            "row group being written": 2 * ROW_GROUP_BYTES,
-            "page of each column": (features + 3) * 2**17,
-        }
-        reserved = context.reserved.load(self.name)
-        return ((task, Projection(stage=self.name, reserved_bytes=reserved, terms=terms)),)
+        return ((task, _project(context, int(plan.bounds["rows"]))),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far each feature set is scored; publish the predictions."""
@@ -134,6 +125,25 @@ class ScoreStage:
     def _done(self, context: StageContext) -> dict[str, Any] | None:
         n = self.primary(context).transaction(self.app(context))
         return context.workspace.journal.commit(self.app(context), n) if n else None
+
+
+def forecast(context: StageContext) -> list[Forecast]:
+    """Return what scoring a slice of new rows takes."""
+    known = prepared_table(context.workspace, context.spec.feature_set).rows()
+    rows = min(known, _SLICE_ROWS) if known else _SLICE_ROWS
+    return [Forecast(_project(context, rows), rows)]
+
+
+def _project(context: StageContext, rows: int) -> Projection:
+    features = len(context.spec.features.names())
+    terms = {
+        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "keys already scored": rows * 24,
+        "model": _MODEL_BYTES,
+        "row group being written": 2 * ROW_GROUP_BYTES,
+        "page of each column": (features + 3) * 2**17,
+    }
+    return Projection(stage="score", reserved_bytes=context.reserved.load("score"), terms=terms)
 
 
 def _new_chunks(workspace: Workspace, feature_set: str, after_n: int, since: datetime) -> list[Chunk]:

@@ -39,7 +39,7 @@ from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
 from engine.spec import PipelineSpec
-from engine.stage import ChildContext, Outcome, Plan, StageContext
+from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -136,35 +136,23 @@ class TrainStage:
         """Return the task that makes the cache, then the one that fits."""
         if len(done) == 2:
             return ()
-        features = len(context.spec.features.names())
-        reserved = context.reserved.load(f"{self.name}.{('cache', 'fit')[len(done)]}")
         inputs: dict[str, Any] = {**plan.bounds, "n": plan.n, "imports": ["polars"]}
-        shared = {
-            "batches in flight": context.budget.batch_bytes * _COPIES,
-            "labels of one span": _SPAN_LABEL_BYTES,
-        }
         if not done:
             rows = prepared_table(context.workspace, context.spec.feature_set).rows()
             require_room(
                 context.workspace.scratch,
-                needed_bytes=cache_bytes(rows, features=features),
+                needed_bytes=cache_bytes(rows, features=len(context.spec.features.names())),
                 allowed_bytes=context.budget.disk_bytes,
                 what=f"the training cache of at most {rows:,} rows",
             )
-            fit_reserved = context.reserved.load(f"{self.name}.fit")
-            free = context.budget.allowed_bytes - fit_reserved - sum(shared.values())
-            inputs["available_bytes"] = int(free * _FREE_SHARE)
+            inputs["available_bytes"] = _available_bytes(context)
             task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.stages.train:run_cache", inputs)
-            terms = {**shared, "encoders and drift reference": features * 2**20}
-        else:
-            cached = done[0][0]
-            inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
-            inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
-            task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.stages.train:run_fit", inputs)
-            parameters = context.spec.learner.parameters
-            mine = learner(context.spec.learner.kind)
-            terms = {**shared, **mine.project(cached.outputs["rows"], features=features, parameters=parameters)}
-        return ((task, Projection(stage=self.name, reserved_bytes=reserved, terms=terms)),)
+            return ((task, _project_cache(context)),)
+        cached = done[0][0]
+        inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
+        inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
+        task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.stages.train:run_fit", inputs)
+        return ((task, _project_fit(context, int(cached.outputs["rows"]))),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Register the candidate with its bundle, then enter it in the ledger."""
@@ -209,6 +197,67 @@ class TrainStage:
             record={"inputs": plan.bounds["inputs"]},
             publish=publish,
         )
+
+
+def forecast(context: StageContext) -> list[Forecast]:
+    """Return what making the training cache and fitting take, with the sampling rate that the budget buys."""
+    prepared = prepared_table(context.workspace, context.spec.feature_set)
+    rows, features = prepared.rows(), len(context.spec.features.names())
+    last = last_trained(Ledger(context.workspace).history())
+    share = _positive_share(last.details) if last is not None else 0.0
+    rate = context.spec.learner.sampling_rate
+    if rate is None:
+        mine, parameters = learner(context.spec.learner.kind), context.spec.learner.parameters
+        terms = mine.project(rows, features=features, parameters=parameters)
+        fixed = sum(size for term, size in terms.items() if term != "rows")
+        rate = 1.0
+        if rows and terms["rows"]:
+            rate = sampling_rate_for(
+                rows=rows,
+                positives=int(rows * share),
+                available_bytes=max(0, _available_bytes(context) - fixed),
+                bytes_per_row=terms["rows"] / rows,
+            )
+    kept = int(rows * (share + (1.0 - share) * rate))
+    return [
+        Forecast(_project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
+        Forecast(_project_fit(context, kept), kept, sampling_rate=rate),
+    ]
+
+
+def _positive_share(facts: Mapping[str, Any]) -> float:
+    """Return the base rate of a training: its negatives stand for as many more as the sampling left out."""
+    positives, kept = int(facts["positives"]), int(facts["rows"])
+    seen = positives + (kept - positives) / float(facts["sampling_rate"])
+    return positives / seen if seen else 0.0
+
+
+def _available_bytes(context: StageContext) -> int:
+    """Return what the budget leaves for the rows of a fit and all that its learner adds."""
+    free = context.budget.allowed_bytes - context.reserved.load("train.fit") - sum(_shared_terms(context).values())
+    return int(free * _FREE_SHARE)
+
+
+def _shared_terms(context: StageContext) -> dict[str, int]:
+    return {
+        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "labels of one span": _SPAN_LABEL_BYTES,
+    }
+
+
+def _project_cache(context: StageContext) -> Projection:
+    terms = {
+        **_shared_terms(context),
+        "encoders and drift reference": len(context.spec.features.names()) * 2**20,
+    }
+    return Projection(stage="train.cache", reserved_bytes=context.reserved.load("train.cache"), terms=terms)
+
+
+def _project_fit(context: StageContext, rows: int) -> Projection:
+    mine = learner(context.spec.learner.kind)
+    terms = mine.project(rows, features=len(context.spec.features.names()), parameters=context.spec.learner.parameters)
+    terms = {**_shared_terms(context), **terms}
+    return Projection(stage="train.fit", reserved_bytes=context.reserved.load("train.fit"), terms=terms)
 
 
 def _cutoff(context: StageContext) -> datetime:

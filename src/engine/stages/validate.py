@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from engine.batching.frames import to_arrow
 from engine.bundle import Bundle
 from engine.errors import LearningError
 from engine.features.labelled import LabelView, labelled_rows
-from engine.layout import BASELINE, KEY, label_events_table, prepared_app, prepared_table
+from engine.layout import BASELINE, EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.bootstrap import paired_bootstrap
 from engine.learning.gate import judge
 from engine.learning.learners import LIBRARIES
@@ -28,7 +29,7 @@ from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult
 from engine.registry import ModelRegistry
-from engine.stage import ChildContext, Outcome, Plan, StageContext
+from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -86,14 +87,7 @@ class ValidateStage:
         gate = context.spec.gate.model_dump(mode="json")
         inputs = {**plan.bounds, "n": plan.n, "gate": gate, "imports": libraries}
         task = Task(self.name, f"validate.{plan.n}", "engine.stages.validate:run", inputs)
-        terms = {
-            "batches in flight": context.budget.batch_bytes * _COPIES,
-            "labels of one span": _SPAN_LABEL_BYTES,
-            "models": 2 * _MODEL_BYTES if plan.bounds["champion"] else _MODEL_BYTES,
-            "scores of both models": int(plan.bounds["rows"]) * _BYTES_PER_ROW,
-        }
-        reserved = context.reserved.load(self.name)
-        return ((task, Projection(stage=self.name, reserved_bytes=reserved, terms=terms)),)
+        return ((task, _project(context, int(plan.bounds["rows"]), models=2 if plan.bounds["champion"] else 1)),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Log the metrics with the model, mark a challenger, enter the verdict in the ledger."""
@@ -122,6 +116,26 @@ class ValidateStage:
         return Outcome(outputs={"version": version, "passed": passed, **outputs}, record={}, publish=publish)
 
 
+def forecast(context: StageContext) -> list[Forecast]:
+    """Return what judging a candidate trained now takes: as many rows as the validation span holds."""
+    workspace, spec = context.workspace, context.spec
+    chunks = prepared_table(workspace, spec.feature_set).chunks()
+    newest = max((chunk.maximum[EVENT_TIME] for chunk in chunks), default=None)
+    high = context.as_of if newest is None else min(context.as_of, newest)
+    rows = _rows_between(workspace, spec.feature_set, high - spec.split.validation, high)
+    return [Forecast(_project(context, rows, models=2), rows)]
+
+
+def _project(context: StageContext, rows: int, *, models: int) -> Projection:
+    terms = {
+        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "labels of one span": _SPAN_LABEL_BYTES,
+        "models": models * _MODEL_BYTES,
+        "scores of both models": rows * _BYTES_PER_ROW,
+    }
+    return Projection(stage="validate", reserved_bytes=context.reserved.load("validate"), terms=terms)
+
+
 def _reasons(rules: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return what the rules say; that scoring fits is left out, since it names the budget, which is not content."""
     return tuple(rule["text"] for rule in rules if rule["name"] != "scoring memory" or not rule["passed"])
@@ -137,10 +151,15 @@ def _model(entry: Entry) -> dict[str, Any]:
 def _expected_rows(workspace: Workspace, candidate: Entry) -> int:
     low = parse_time(candidate.details["split"]["validate_from"])
     high = parse_time(candidate.details["split"]["cutoff"])
-    chunks = prepared_table(workspace, candidate.details["feature_set"]).chunks()
+    return _rows_between(workspace, candidate.details["feature_set"], low, high)
+
+
+def _rows_between(workspace: Workspace, feature_set: str, low: datetime, high: datetime) -> int:
+    """Return about how many prepared rows lie in a span of event time, from the log's statistics."""
+    chunks = prepared_table(workspace, feature_set).chunks()
     rows = 0.0
     for chunk in chunks:
-        start, end = chunk.minimum["event_time"], chunk.maximum["event_time"]
+        start, end = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
         inside = (min(end, high) - max(start, low)).total_seconds()
         length = max(1.0, (end - start).total_seconds())
         rows += chunk.rows * max(0.0, min(1.0, inside / length))

@@ -151,3 +151,15 @@ def test_a_disk_without_room_is_named_with_both_figures(tmp_path: Path) -> None:
         require_room(tmp_path, needed_bytes=2**60, allowed_bytes=2**61, what="a test")
     with pytest.raises(PlanRefused, match="1 B are allowed"):
         require_room(tmp_path, needed_bytes=2, allowed_bytes=1, what="a test")
+
+
+def test_the_largest_batch_that_would_fit_comes_from_the_terms_that_grow_with_it() -> None:
+    terms = {"batches in flight": 7 * MIB, "batches of results": 13 * MIB, "model": 31 * MIB}
+    projection = Projection(stage="score", reserved_bytes=101 * MIB, terms=terms)
+    budget = Budget(142 * MIB, batch_bytes=MIB)  # ten MiB are left for what takes twenty
+    assert projection.largest_batch_bytes(budget) == MIB // 2
+    with pytest.raises(PlanRefused, match=r"with batches of 512 KiB it would fit"):
+        projection.check(budget)
+    assert projection.largest_batch_bytes(Budget(132 * MIB, batch_bytes=MIB)) == 0
+    with pytest.raises(PlanRefused, match="no smaller batch would fit"):
+        projection.check(Budget(100 * MIB, batch_bytes=MIB))
