@@ -26,6 +26,7 @@ from engine.stages.prepare import PrepareStage
 from engine.units import format_bytes
 from flows.artifacts import ProgressArtifact
 from flows.parameters import RunParameters
+from flows.tickets import memory_ticket
 
 _LOCK_WAIT_SECONDS = 600.0  # a scheduled run that meets another one waits for it rather than fails
 
@@ -95,7 +96,7 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(parameters: RunParameters) -> Iterator[Session]:
-    """Open the pipeline of a flow run: file read and checked, workspace writable, lock held."""
+    """Open the pipeline of a flow run: file read and checked, workspace writable, lock and memory held."""
     path = Path(parameters.pipeline)
     spec = load_spec(path)
     if parameters.memory is not None:
@@ -113,7 +114,7 @@ def open_session(parameters: RunParameters) -> Iterator[Session]:
         context.hook(events.Note("", "", f"waiting: {message}"))
 
     lock = context.workspace.lock(wait_seconds=_LOCK_WAIT_SECONDS, waiting=waiting)
-    with lock, contextlib.ExitStack() as stack:
+    with lock, memory_ticket(context.budget.allowed_bytes, waiting=waiting), contextlib.ExitStack() as stack:
         if parameters.profile:
             from flows.recording import recorded
 

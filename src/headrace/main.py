@@ -239,6 +239,14 @@ def up(
     run_up(port=port)
 
 
+@app.command()
+def deploy() -> None:
+    """Deploy prefect.yaml to the server of PREFECT_API_URL, with its work pool and the limit on memory."""
+    from headrace.up import run_deploy
+
+    run_deploy()
+
+
 @profile_app.command("run")
 def profile_run(
     pipeline: Pipeline,

@@ -54,6 +54,8 @@ class TerminalProgress:
         elif isinstance(event, events.Progress):
             total = f" of {event.total:,.0f}" if event.total > event.done else ""
             self._progress = f"{event.done:,.0f}{total} {event.what}, "
+        elif isinstance(event, events.Note) and (self._live or self._lines):
+            self._console.print(f"{self.prefix}{event.message}", highlight=False, soft_wrap=True)
         elif isinstance(event, events.TaskEnded) and self._lines:
             memory = f"{format_bytes(event.measured_bytes)} of {format_bytes(self._allowed)}"
             line = f"{self.prefix}{event.stage} {event.task}: {event.outcome}, {event.seconds:.1f} s, {memory}"

@@ -11,14 +11,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
 import typer
 
 from engine.errors import HeadraceError
+from engine.memory.tickets import MEMORY_LIMIT, tickets_mib
 
 POOL = "headrace"
 _START_SECONDS = 90.0
+_RUNS_AT_ONCE = 4  # that do not fit together wait for one another's memory
 
 
 def run_up(*, port: int) -> None:
@@ -58,15 +61,8 @@ def run_up(*, port: int) -> None:
         server = [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         started.append(subprocess.Popen(server, env=environment, stdout=subprocess.DEVNULL))
         _wait(url, started[0])
-        for command in (
-            [*prefect, "work-pool", "create", POOL, "--type", "process", "--overwrite"],
-            [*prefect, "deploy", "--all"],
-        ):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode:
-                tail = (done.stdout + done.stderr).strip().splitlines()[-5:]
-                raise HeadraceError(f"{' '.join(command[3:])} failed", hint="\n  ".join(tail))
-        worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", "1"]
+        deploy(environment)
+        worker = [*prefect, "worker", "start", "--pool", POOL, "--limit", str(_RUNS_AT_ONCE)]
         started.append(subprocess.Popen(worker, env=environment, stdout=subprocess.DEVNULL))
         typer.echo(f"ready: http://127.0.0.1:{port} (Ctrl-C stops it)")
         typer.echo(f"from another shell: PREFECT_API_URL={url} .venv/bin/headrace run pipelines/flights.yaml")
@@ -78,6 +74,43 @@ def run_up(*, port: int) -> None:
     finally:
         for process in reversed(started):
             _end(process)
+
+
+def run_deploy() -> None:
+    """Deploy prefect.yaml to the server of ``PREFECT_API_URL``, with its work pool and the limit on memory.
+
+    Raises
+    ------
+    HeadraceError
+        prefect.yaml is missing, no server is named, or it refuses.
+    """
+    if not Path("prefect.yaml").exists():
+        raise HeadraceError("prefect.yaml is not here", hint="run it from the checkout")
+    if not os.environ.get("PREFECT_API_URL"):
+        raise HeadraceError(
+            "PREFECT_API_URL is not set", hint="name the server, such as http://127.0.0.1:4200/api; make up starts one"
+        )
+    import flows  # noqa: F401 - telemetry off, for the commands too
+
+    deploy(dict(os.environ))
+
+
+def deploy(environment: Mapping[str, str]) -> None:
+    """Create the work pool and the limit on memory, and deploy everything in prefect.yaml."""
+    tickets = str(tickets_mib())
+    _prefect(environment, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+    if _prefect(environment, "gcl", "update", MEMORY_LIMIT, "--limit", tickets, may_fail=True):
+        _prefect(environment, "gcl", "create", MEMORY_LIMIT, "--limit", tickets)
+    _prefect(environment, "deploy", "--all")
+
+
+def _prefect(environment: Mapping[str, str], *arguments: str, may_fail: bool = False) -> int:
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False)
+    if done.returncode and not may_fail:
+        tail = (done.stdout + done.stderr).strip().splitlines()[-5:]
+        raise HeadraceError(f"prefect {' '.join(arguments)} failed", hint="\n  ".join(tail))
+    return done.returncode
 
 
 def _stop(number: int, frame: object) -> None:

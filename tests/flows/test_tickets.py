@@ -1,0 +1,60 @@
+"""Two runs that do not fit the host together: one waits for the other, and says so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.shop import Shop
+
+pytestmark = [pytest.mark.timeout(280), pytest.mark.xdist_group("prefect")]
+
+
+@pytest.fixture
+def limit(prefect_server: str) -> Iterator[str]:
+    """A server on which no two runs of 512 MiB fit."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.upsert_global_concurrency_limit_by_name("memory-mib", 700)
+        yield prefect_server
+        client.delete_global_concurrency_limit_by_name("memory-mib")
+
+
+def _shop(directory: Path) -> Shop:
+    directory.mkdir()
+    made = Shop(directory).open()
+    made.order(*[(key, key, key / 10) for key in range(50)])
+    (directory / "shop.yaml").write_text(yaml.safe_dump(made.spec.model_dump(mode="json", exclude_defaults=True)))
+    return made
+
+
+def _start(shop: Shop, server: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PREFECT_API_URL": server, "COLUMNS": "200"}
+    command = [sys.executable, "-m", "headrace", "extract", "shop.yaml", *arguments]
+    return subprocess.Popen(
+        command, env=environment, cwd=shop.directory, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_of_two_runs_that_do_not_fit_together_one_waits_and_says_so(tmp_path: Path, limit: str) -> None:
+    shops = [_shop(tmp_path / name) for name in ("first", "second")]
+    with _start(shops[0], limit) as first, _start(shops[1], limit) as second:
+        said = [run.communicate(timeout=120) for run in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), said
+    waits = "512 MiB of memory-mib are needed, other runs hold too much"
+    assert sum(waits in out + errors for out, errors in said) == 1
+    assert [len(shop.rows()) for shop in shops] == [50, 50]
+
+
+def test_more_than_the_limit_is_refused_at_once(tmp_path: Path, limit: str) -> None:
+    with _start(_shop(tmp_path / "shop"), limit, "--memory", "1GiB") as run:
+        _, errors = run.communicate(timeout=100)
+    assert run.returncode == 2
+    assert "more than the 700 MiB of the limit memory-mib" in errors
