@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -43,14 +44,22 @@ def _start(shop: Shop, server: str, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def test_of_two_runs_that_do_not_fit_together_one_waits_and_says_so(tmp_path: Path, limit: str) -> None:
-    shops = [_shop(tmp_path / name) for name in ("first", "second")]
-    with _start(shops[0], limit) as first, _start(shops[1], limit) as second:
-        said = [run.communicate(timeout=120) for run in (first, second)]
-    assert (first.returncode, second.returncode) == (0, 0), said
-    waits = "512 MiB of memory-mib are needed, other runs hold too much"
-    assert sum(waits in out + errors for out, errors in said) == 1
-    assert [len(shop.rows()) for shop in shops] == [50, 50]
+def test_a_run_that_does_not_fit_beside_another_waits_and_says_so(tmp_path: Path, limit: str) -> None:
+    from prefect.concurrency.sync import concurrency
+
+    shop = _shop(tmp_path / "shop")
+    with contextlib.ExitStack() as other:
+        other.enter_context(concurrency("memory-mib", occupy=512, strict=True))
+        with _start(shop, limit) as run:
+            assert run.stderr is not None
+            first = run.stderr.readline()
+            assert "waiting: 512 MiB of memory-mib are needed, other runs hold too much" in first
+            assert run.poll() is None
+            assert not shop.workspace.table("raw").exists()
+            other.close()
+            _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    assert len(shop.rows()) == 50
 
 
 def test_more_than_the_limit_is_refused_at_once(tmp_path: Path, limit: str) -> None:
