@@ -15,7 +15,6 @@ from engine.memory.tickets import MEMORY_LIMIT, host_ticket
 from engine.units import format_bytes
 
 _LEASE_SECONDS = 60.0  # the least that Prefect takes: so long after a kill the slots are free again
-_AT_ONCE_SECONDS = 1.0
 _MIB = 2**20
 
 
@@ -36,31 +35,17 @@ def memory_ticket(allowed_bytes: int, *, waiting: Callable[[str], None]) -> Iter
         It is more than may be held in all.
     """
     size_mib = -(-allowed_bytes // _MIB)
-    if not os.environ.get("PREFECT_API_URL") or not _is_limited(size_mib):
+    if not os.environ.get("PREFECT_API_URL") or not _is_limited(size_mib, waiting):
         with host_ticket(size_mib, waiting=waiting):
             yield
         return
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(_slots(size_mib, timeout_seconds=_AT_ONCE_SECONDS))
-        except TimeoutError:
-            waiting(f"{size_mib} MiB of {MEMORY_LIMIT} are needed, other runs hold too much: going on when they end")
-            held.enter_context(_slots(size_mib, timeout_seconds=None))
+    # Not with a timeout first, to learn whether there is a wait: Prefect logs that as an error.
+    with concurrency(MEMORY_LIMIT, occupy=size_mib, lease_duration=_LEASE_SECONDS, strict=True):
         yield
 
 
-def _slots(size_mib: int, *, timeout_seconds: float | None) -> contextlib.AbstractContextManager[None]:
-    return concurrency(
-        MEMORY_LIMIT,
-        occupy=size_mib,
-        timeout_seconds=timeout_seconds,
-        lease_duration=_LEASE_SECONDS,
-        strict=True,
-    )
-
-
-def _is_limited(size_mib: int) -> bool:
-    """Return whether the server has the limit, and refuse what is more than all of it."""
+def _is_limited(size_mib: int, waiting: Callable[[str], None]) -> bool:
+    """Return whether the server has the limit; refuse what is more than all of it, and say where there is a wait."""
     with get_client(sync_client=True) as client:
         try:
             limit = client.read_global_concurrency_limit_by_name(MEMORY_LIMIT)
@@ -71,5 +56,10 @@ def _is_limited(size_mib: int) -> bool:
             f"the budget of {format_bytes(size_mib * _MIB)} is more than the {limit.limit} MiB of the limit "
             f"{MEMORY_LIMIT}",
             hint=f"set resources.memory to at most {limit.limit}MiB, or raise it: prefect gcl update {MEMORY_LIMIT}",
+        )
+    if limit.active and limit.active_slots + size_mib > limit.limit:
+        waiting(
+            f"{size_mib} MiB are needed, {limit.active_slots} of {limit.limit} MiB of {MEMORY_LIMIT} are held by "
+            "other runs: going on when they end"
         )
     return bool(limit.active)

@@ -53,7 +53,7 @@ def test_a_run_that_does_not_fit_beside_another_waits_and_says_so(tmp_path: Path
         with _start(shop, limit) as run:
             assert run.stderr is not None
             first = run.stderr.readline()
-            assert "waiting: 512 MiB of memory-mib are needed, other runs hold too much" in first
+            assert "waiting: 512 MiB are needed, 512 of 700 MiB of memory-mib are held by other runs" in first
             assert run.poll() is None
             assert not shop.workspace.table("raw").exists()
             other.close()
