@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from engine.errors import QuarantineExceeded
 from engine.sources.casting import reject
 from engine.sources.protocol import Batch, Rejected
-from engine.spec import PipelineSpec
+from engine.spec import READ_AT, PipelineSpec
 from engine.units import format_bytes
 
 HISTOGRAM_SECONDS = 3_600
@@ -94,6 +94,8 @@ class Admission:
         else:
             self._key, self._cursor = spec.labels.key, spec.labels.labelled_at
             self._needed = {self._key: "key", self._cursor: "labelled_at"}
+        is_files = spec.source.is_files if what == "raw" else spec.labels_are_files
+        self._found_by = READ_AT if is_files else self._cursor  # what a row is found by when it is read again
         self.hours = Hours()
 
     def split(self, batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -105,7 +107,7 @@ class Admission:
         for mask, column, reason in self._tests(rows):
             for at in pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist():
                 if at not in found:
-                    found[at] = reject(rows, at, column, reason, key=self._key, cursor=self._cursor)
+                    found[at] = reject(rows, at, column, reason, key=self._key, cursor=self._found_by)
         if found:
             rows = rows.filter(pa.array([at not in found for at in range(rows.num_rows)]))
         if self._what == "labels":

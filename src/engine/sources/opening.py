@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import pyarrow as pa
 from pydantic import SecretStr
@@ -24,7 +23,6 @@ ALLOWED = (
 
 _DIALECTS: dict[str, type[Dialect]] = {"sqlite": SQLite, "postgresql": PostgreSQL, "postgres": PostgreSQL}
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)://")
-_FILES = frozenset([".parquet", ".csv", ".tsv", ".json", ".ndjson", ".jsonl", ".arrow", ".feather", ".ipc"])
 
 
 def open_source(
@@ -87,8 +85,7 @@ def open_dialect(uri: SecretStr) -> Dialect:
     text = uri.get_secret_value()
     match = _SCHEME.match(text)
     if match is None:
-        what = "files are not read yet" if Path(text).suffix.lower() in _FILES else "it has no scheme"
-        raise SpecError(f"source.uri: {what}", hint=f"allowed: {ALLOWED}")
+        raise SpecError("source.uri: it has no scheme", hint=f"allowed: {ALLOWED}")
     scheme = match[1].lower()
     if scheme not in _DIALECTS:
         raise SpecError(f"source.uri: there is no source for {scheme!r}", hint=f"allowed: {ALLOWED}")
@@ -105,6 +102,16 @@ def _open_files(
     times: Sequence[str],
     types: pa.Schema | None,
 ) -> Source:
-    del feed, key, cursor, columns, times, types
-    open_dialect(uri).close()
-    raise SpecError("files")
+    from engine.sources.files import FileSource
+
+    return FileSource(
+        uri,
+        key=key,
+        cursor=cursor,
+        columns=columns,
+        times=times,
+        types=types,
+        format=feed.format if feed else None,
+        csv=feed.csv if feed else None,
+        named=feed.types if feed else None,
+    )

@@ -48,7 +48,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
     live = [chunk for chunk in table.chunks() if chunk.n < n]
     rule = spec.source.on_conflict if what == "raw" else "newest"  # corrections of labels are further records
     with _Joins(scope, context.workspace.scratch / f"duckdb-{scope.task}") as joins:
-        known = _Known(joins, table, new=new, live=live, key=key, cursor=cursor)
+        known = _Known(joins, table, new=new, live=live, key=key, cursor=cursor, gone=task.inputs["replaces"])
         drop = known.places(rule, identify=bool(task.inputs["identify"]))
         writer = ChunkWriter(table.path, prefix=chunk_prefix(n, f"{what}.settled"), schema=schema)
         dropped = Hours()
@@ -146,6 +146,7 @@ class _Known:
     live: Sequence[Chunk]
     key: str
     cursor: str
+    gone: Sequence[str]  # files whose rows are taken out
 
     def places(self, rule: str, *, identify: bool) -> Places:
         """Return, by new chunk, the numbers of the rows to leave out.
@@ -174,7 +175,11 @@ class _Known:
         if not old:
             return out
         values["old"] = old
-        tables = f"WITH n AS ({self._rows('$new')}), o AS ({self._rows('$old')})"
+        gone = ""
+        if self.gone:  # rows of files that are read anew make room for these, so they are not known
+            values["gone"] = list(self.gone)
+            gone = f' WHERE NOT list_contains($gone, "{FILE}")'
+        tables = f"WITH n AS ({self._rows('$new')}), o AS ({self._rows('$old')}{gone})"
         if rule == "fail":
             self._refuse(tables, values)
         self._collect(f"{tables} SELECT f, r FROM n WHERE EXISTS (SELECT 1 FROM o WHERE {same})", values, out)

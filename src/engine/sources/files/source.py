@@ -1,0 +1,428 @@
+"""Files as a source: which are new is ``changes.py``, how each format is read ``columnar.py``, ``delimited.py`` and
+``ndjson.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import SecretStr
+
+from engine.errors import SourceError, SourceSchemaError
+from engine.sources.casting import cast_rows, reject
+from engine.sources.dialects import nearest
+from engine.sources.files import delimited, ndjson
+from engine.sources.files.blocks import blocks, without_mark
+from engine.sources.files.changes import Change, changes
+from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar
+from engine.sources.files.delimited import Texts
+from engine.sources.files.listing import Found, Place
+from engine.sources.files.texts import NAMED, guessed, typed
+from engine.sources.protocol import STAMP, Batch, Ending, Rejected, Seen, SeenFile, Window
+from engine.spec import FILE, FILE_KEY, READ_AT, CsvSpec
+from engine.units import format_time
+
+_SAMPLE_BYTES = 2 * 2**20  # of a text file, from which its types are guessed
+_BLOCK_BYTES = 8 * 2**20
+_MOST_FILES = 5_000  # of one slice
+_EVER = datetime(9999, 1, 1, tzinfo=UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_OWN = (FILE, READ_AT, FILE_KEY)
+
+
+@dataclass
+class _Progress:
+    """How far the files of a range have been read."""
+
+    files: list[SeenFile]
+    counts: Counter[str]
+    more: bool = False
+    scan: Mapping[str, Any] | None = None  # of files that are read again: behind which one
+
+
+class FileSource:
+    """Files; see ``protocol.Source``.
+
+    Parameters
+    ----------
+    uri
+        A path, directory, glob, object store or Delta table.
+    key, cursor
+        Columns; ``_key`` (file and row) and ``_read_at`` where the files have none.
+    columns
+        To read; all by default.
+    format
+        Of all files; by their suffix without it.
+    csv
+        How CSV is written.
+    types, named
+        Of columns in CSV and NDJSON: the contract's, and those that the pipeline file names. Others are guessed.
+    """
+
+    def __init__(
+        self,
+        uri: SecretStr,
+        *,
+        key: str = FILE_KEY,
+        cursor: str = READ_AT,
+        columns: Sequence[str] | None = None,
+        times: Sequence[str] = (),
+        format: str | None = None,
+        csv: CsvSpec | None = None,
+        types: pa.Schema | None = None,
+        named: Mapping[str, str] | None = None,
+    ) -> None:
+        self._place = Place(uri, format=format)
+        self._key, self._cursor = key, cursor
+        self._wanted = columns
+        self._csv = csv or CsvSpec()
+        self._types = {} if types is None else {field.name: field.type for field in types}
+        self._types |= {name: NAMED[kind] for name, kind in (named or {}).items()}
+        self._times = times
+        self._guessed: dict[str, pa.DataType] = {}
+        self._progress = _Progress([], Counter())
+
+    def __enter__(self) -> Self:
+        """Return itself; nothing stays open between calls."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Do nothing."""
+
+    def schema(self) -> pa.Schema:
+        """Return the columns of the newest file."""
+        found, _ = self._place.files()
+        if not found:
+            raise SourceError("there is no file to read", hint="check source.uri, and source.format for other suffixes")
+        return self._schema_of(found[-1])
+
+    def head(self, *, limit_rows: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
+        """Yield rows of the oldest files."""
+        bounds = self.next_range(Seen(), Window(until=_EVER, limit_rows=limit_rows))
+        if bounds is None:
+            return
+        schema, left = self.schema(), limit_rows
+        for batch in self.read(bounds, schema=schema, batch_bytes=_BLOCK_BYTES):
+            rows = batch.rows.slice(0, left)
+            for at in range(0, rows.num_rows, batch_rows):
+                yield rows.slice(at, batch_rows)
+            left -= rows.num_rows
+            if left <= 0:
+                return
+
+    def next_range(self, seen: Seen, window: Window) -> Mapping[str, Any] | None:
+        """Return files that are new, have grown or changed; with ``since`` those read since then, again."""
+        until = (window.until - _EPOCH) // (_EPOCH.resolution)
+        found, passed = self._place.files()
+        found = [file for file in found if file.modified <= until]
+        version = self._place.delta_version
+        shared = {"limit_rows": window.limit_rows, "until": format_time(window.until), "version": version}
+        if window.since is not None:
+            return self._again(found, seen, window, shared)
+        new = changes(found, seen.files(), self._place, can_grow=self._can_grow)
+        counts = {**new.counts, **({"skipped": passed} if passed else {})}
+        if not new.read and not new.noted:
+            return None
+        return {
+            **shared,
+            "files": [_entry(change) for change in new.read[:_MOST_FILES]],
+            "left": len(new.read) > _MOST_FILES,
+            "noted": [file.to_json() for file in new.noted],
+            "replaces": [change.file.name for change in new.read[:_MOST_FILES] if change.kind == "changed"],
+            "counts": counts,
+        }
+
+    def schemas(self, bounds: Mapping[str, Any]) -> Sequence[tuple[str, pa.Schema]]:
+        """Return the distinct schemas of the range's files."""
+        out: list[tuple[str, pa.Schema]] = []
+        for entry in bounds["files"]:
+            file = _found(entry)
+            schema = self._schema_of(file)
+            if all(not schema.equals(other) for _, other in out):
+                out.append((file.name, schema))
+        if not out and self._types:  # nothing to read, only something to note
+            out.append(("", pa.schema(list(self._types.items()))))
+        return out or [("", self.schema())]
+
+    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
+        """Yield the rows of the range's files, one file after another."""
+        progress = _Progress([SeenFile.from_json(one) for one in bounds["noted"]], Counter(bounds["counts"]))
+        self._progress = progress
+        left = int(bounds["limit_rows"])
+        entries = bounds["files"]
+        for at, entry in enumerate(entries):
+            if left <= 0:
+                progress.more = True
+                break
+            file, start = _found(entry), int(entry["offset"])
+            rows, offset, whole = int(entry["rows"]), start, True
+            for part, offset, records in self._parts(file, start, rows, schema, batch_bytes):
+                yield self._finished(part, file, rows, records, int(entry["read_at"]), schema)
+                rows, left = rows + records, left - records
+                if left <= 0:
+                    whole = not self._has_more(file, offset)
+                    break
+            progress.files.append(
+                SeenFile(
+                    name=file.name,
+                    size=file.size,
+                    modified=file.modified,
+                    digest=self._place.digest(file) if whole else "",
+                    rows=rows,
+                    read_at=int(entry["read_at"]),
+                    offset=None if whole else offset,
+                )
+            )
+            progress.scan = {
+                "modified": file.modified,
+                "name": file.name,
+                "offset": None if whole else offset,
+                "rows": rows,
+            }
+            progress.more = progress.more or not whole or (at == len(entries) - 1 and bool(bounds["left"]))
+
+    def ending(self) -> Ending:
+        """Return what became of the files of the last read."""
+        progress = self._progress
+        return Ending(
+            position=progress.scan, more=progress.more, files=tuple(progress.files), counts=dict(progress.counts)
+        )
+
+    # --- planning -------------------------------------------------------------------------------------------------
+
+    def _again(
+        self, found: Sequence[Found], seen: Seen, window: Window, shared: Mapping[str, Any]
+    ) -> Mapping[str, Any] | None:
+        """Return files that were read since a time, to be read anew: their rows take the place of the old ones."""
+        since = (window.since - _EPOCH) // _EPOCH.resolution if window.since is not None else 0
+        known = seen.files()
+        behind = seen.position
+        entries, replaces = [], []
+        for file in found:
+            before = known.get(file.name)
+            if before is None or before.same_as is not None or before.read_at < since:
+                continue
+            place = (file.modified, file.name)
+            offset = rows = 0
+            if behind is not None:
+                done = (behind["modified"], behind["name"])
+                if place < done or (place == done and behind["offset"] is None):
+                    continue
+                if place == done:
+                    offset, rows = int(behind["offset"]), int(behind["rows"])
+            change = Change(file, "again", offset, rows, before.read_at)
+            entries.append(_entry(change))
+            if not offset:
+                replaces.append(file.name)
+        if not entries:
+            return None
+        kept = entries[:_MOST_FILES]
+        names = {entry["name"] for entry in kept}
+        return {
+            **shared,
+            "files": kept,
+            "left": len(entries) > len(kept),
+            "noted": [],
+            "replaces": [name for name in replaces if name in names],
+            "counts": {"again": len(kept)},
+        }
+
+    def _can_grow(self, file: Found) -> bool:
+        return self._format(file) in ("csv", "ndjson") and file.compression is None
+
+    def _format(self, file: Found) -> str:
+        return self._place.format or file.format or "parquet"
+
+    # --- schemas --------------------------------------------------------------------------------------------------
+
+    def _schema_of(self, file: Found) -> pa.Schema:
+        own = self._own_schema(file)
+        for name in (self._key, self._cursor, *(self._wanted or ())):
+            if name not in own.names and name not in _OWN:
+                hint = nearest(name, own.names, what="columns")
+                raise SourceSchemaError(f"file {file.name} has no column {name!r}", hint=hint)
+        kept = {*self._wanted, self._key, self._cursor} if self._wanted is not None else set(own.names)
+        fields = [field for field in own if field.name in kept]
+        system = [pa.field(FILE, pa.string()), pa.field(READ_AT, STAMP)]
+        if self._key == FILE_KEY:
+            system.append(pa.field(FILE_KEY, pa.string()))
+        schema = pa.schema([*fields, *system])
+        if not pa.types.is_timestamp(schema.field(self._cursor).type):
+            raise SourceSchemaError(
+                f"file {file.name}: the cursor {self._cursor!r} is {schema.field(self._cursor).type}, not a time",
+                hint="name a column of times, or leave source.cursor out: rows are then known by when they were read",
+            )
+        return schema
+
+    def _own_schema(self, file: Found) -> pa.Schema:
+        format = self._format(file)
+        if format in ("parquet", "arrow"):
+            return columnar_schema(self._place, file, format=format)
+        first = self._first_block(file)
+        if format == "csv":
+            names, size = delimited.header_of(first, self._csv)
+            sample = delimited.parse(first[size:], names, self._csv).columns
+        else:
+            names = ndjson.names_of(first)
+            sample = ndjson.guess_texts(first, names)
+        return pa.schema([(name, self._type_of(name, sample.column(name))) for name in names])
+
+    def _type_of(self, name: str, sample: pa.Array) -> pa.DataType:
+        """Return the type of a column of text: the contract's, the named, that of an earlier file, or a guess."""
+        if name in self._types:
+            return self._types[name]
+        if name not in self._guessed:
+            self._guessed[name] = STAMP if name in self._times else guessed(sample)
+        return self._guessed[name]
+
+    def _first_block(self, file: Found) -> bytes:
+        with self._open(file, 0) as stream:
+            for block, _ in self._blocks(stream, file, 0, _SAMPLE_BYTES):
+                return without_mark(block)
+        return b""
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def _parts(
+        self, file: Found, start: int, rows: int, schema: pa.Schema, batch_bytes: int
+    ) -> Iterator[tuple[Batch, int, int]]:
+        """Yield batches, the offset behind each, and how many records it came from."""
+        format = self._format(file)
+        if format in ("parquet", "arrow"):
+            for raw, offset in read_columnar(self._place, file, format=format, start=start, batch_bytes=batch_bytes):
+                yield Batch(raw), offset, raw.num_rows
+            return
+        names: Sequence[str] = ()
+        header_bytes = 0
+        if format == "csv":
+            names, header_bytes = delimited.header_of(self._first_block(file), self._csv)
+        own = pa.schema([(field.name, field.type) for field in schema if field.name not in _OWN])
+        # A block of text grows as it is parsed: bytes, columns of text, and columns of types.
+        size = max(64 * 1024, min(_BLOCK_BYTES, batch_bytes // 2))
+        at = rows
+        with self._open(file, start) as stream:
+            for raw_block, offset in self._blocks(stream, file, start, size):
+                block = raw_block
+                if offset - len(raw_block) == 0:
+                    block = without_mark(block)[header_bytes:]
+                if not block.strip(b"\r\n"):
+                    continue
+                texts = delimited.parse(block, names, self._csv) if format == "csv" else ndjson.parse(block, own)
+                yield self._typed(texts, own, file, at), offset, texts.records
+                at += texts.records
+
+    def _typed(self, texts: Texts, own: pa.Schema, file: Found, first: int) -> Batch:
+        """Return columns of text as the schema's types; the number of each row in its file comes along as ``_row``."""
+        count = texts.columns.num_rows
+        numbers = pa.array(range(first, first + count) if texts.rows is None else [first + at for at in texts.rows])
+        arrays, wrong = [], dict[int, str]()
+        names = [name for name in texts.columns.schema.names if name in own.names]
+        for name in names:
+            values = texts.columns.column(name)
+            kind = own.field(name).type
+            array, bad = (values, []) if values.type == kind else typed(values, kind)
+            arrays.append(array)
+            for at in bad:
+                wrong.setdefault(at, name)
+        rows = pa.RecordBatch.from_arrays([*arrays, numbers], names=[*names, _ROW])
+        rejected = [
+            Rejected(
+                reason=one.reason,
+                value=one.text,
+                key=f"{file.name}#{first + one.row}",
+                place=f"{file.name}#{first + one.row}",
+                row={"text": one.text},
+            )
+            for one in texts.unreadable
+        ]
+        if not wrong:
+            return Batch(rows, rejected)
+        for at in sorted(wrong):
+            reason = f"it is no {own.field(wrong[at]).type}"
+            one = reject(texts.columns, at, wrong[at], reason, key=self._key, cursor="")
+            place = f"{file.name}#{numbers[at].as_py()}"
+            rejected.append(dataclasses.replace(one, key=one.key or place, place=place))
+        keep = pa.array([at not in wrong for at in range(count)])
+        return Batch(rows.filter(keep), rejected)
+
+    def _finished(self, part: Batch, file: Found, first: int, records: int, read_at: int, schema: pa.Schema) -> Batch:
+        """Return a batch with the columns that every file has, and the schema's types."""
+        rows = part.rows
+        if _ROW in rows.schema.names:
+            numbers = rows.column(_ROW)
+            rows = rows.drop_columns([_ROW])
+        else:
+            numbers = pa.array(range(first, first + records))
+        count = rows.num_rows
+        rows = rows.append_column(FILE, pa.repeat(pa.scalar(file.name, pa.string()), count))
+        rows = rows.append_column(READ_AT, pa.repeat(pa.scalar(read_at, pa.int64()).cast(STAMP), count))
+        if self._key == FILE_KEY:
+            keys = pc.binary_join_element_wise(file.name, numbers.cast(pa.string()), "#")
+            rows = rows.append_column(FILE_KEY, keys)
+        cast, wrong = cast_rows(rows, schema, key=self._key, cursor=self._cursor)
+        stamp = _EPOCH + read_at * _EPOCH.resolution
+        rejected = [
+            # By when the file was read, whatever the cursor: that is how it is found again.
+            dataclasses.replace(one, cursor=stamp, place=one.place or file.name)
+            for one in (*part.rejected, *wrong)
+        ]
+        return Batch(cast, rejected)
+
+    def _has_more(self, file: Found, offset: int) -> bool:
+        """Return whether a file goes on behind an offset."""
+        if self._format(file) == "parquet":
+            return offset < columnar_rows(self._place, file)
+        if self._format(file) == "arrow" or file.compression is not None:
+            return True  # only reading on tells: at worst the next slice finds its end
+        return offset < file.size
+
+    def _open(self, file: Found, start: int) -> pa.NativeFile:
+        handle = self._place.open(file)
+        try:
+            if file.compression is None:
+                handle.seek(start)
+                return handle
+            stream = pa.CompressedInputStream(handle, file.compression)
+            left = start
+            while left > 0 and (data := stream.read(min(_BLOCK_BYTES, left))):
+                left -= len(data)
+            return stream
+        except (OSError, pa.ArrowException) as error:
+            raise self._place.unreadable(file, error) from None
+
+    def _blocks(self, stream: pa.NativeFile, file: Found, start: int, size: int) -> Iterator[tuple[bytes, int]]:
+        quote = self._csv.quote.encode() if self._format(file) == "csv" else None
+        try:
+            yield from blocks(stream, name=file.name, start=start, block_bytes=size, quote=quote)
+        except (OSError, pa.ArrowException) as error:
+            raise self._place.unreadable(file, error) from None
+
+
+_ROW = "_headrace_row"
+
+
+def _entry(change: Change) -> dict[str, Any]:
+    file = change.file
+    return {
+        "name": file.name,
+        "path": file.path,
+        "size": file.size,
+        "modified": file.modified,
+        "partition": dict(file.partition),
+        "kind": change.kind,
+        "offset": change.offset,
+        "rows": change.rows,
+        "read_at": change.read_at,
+    }
+
+
+def _found(entry: Mapping[str, Any]) -> Found:
+    return Found(entry["name"], entry["path"], entry["size"], entry["modified"], entry["partition"])

@@ -1,0 +1,90 @@
+"""Columns of text brought to types, and types guessed from text. What cannot be converted is null, and named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.sources.casting import convert
+from engine.sources.protocol import STAMP
+from engine.sources.sqlite_times import parsed_times
+
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+_TOO_LONG_A_NUMBER = 18  # digits from which a column of numbers may not fit, and stays text
+NAMED: Mapping[str, pa.DataType] = {
+    "integer": pa.int64(),
+    "float": pa.float64(),
+    "boolean": pa.bool_(),
+    "time": STAMP,
+    "text": pa.string(),
+}
+"""Types as the pipeline file names them."""
+
+
+def typed(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
+    """Return text as values of a type, and the places of what is none of it.
+
+    Polars converts numbers, since it does so at once and leaves null what it cannot; times and the rest go through
+    ``casting.convert``.
+    """
+    if pa.types.is_string(kind):
+        return values, []
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return _numbers(values, kind)
+    if pa.types.is_boolean(kind):
+        return convert(values, _booleans, kind=kind)
+    if kind == STAMP:
+        return convert(values, _times, kind=kind)
+    return convert(values, lambda part: part.cast(kind), kind=kind)
+
+
+def guessed(values: pa.Array) -> pa.DataType:
+    """Return the narrowest type that all values have: integer, float, boolean, time, else text."""
+    present = values.drop_null()
+    if not len(present):
+        return pa.string()
+    # 007 is no number: it would come back as 7.
+    padded = pc.any(pc.match_substring_regex(present, r"^[+-]?0\d")).as_py()
+    long = pc.greater(pc.utf8_length(present), _TOO_LONG_A_NUMBER)
+    for kind in (pa.int64(), pa.float64(), pa.bool_(), STAMP):
+        is_number = kind in (pa.int64(), pa.float64())
+        if is_number and (padded or (kind == pa.int64() and pc.any(long).as_py())):
+            continue
+        if kind == pa.bool_() and not pc.all(pc.is_in(pc.utf8_lower(present), pa.array(["true", "false"]))).as_py():
+            continue
+        if not typed(present, kind)[1]:
+            return kind
+    return pa.string()
+
+
+def _numbers(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
+    import polars as pl
+
+    text = pl.Series(values)
+    wanted = pl.Int64 if pa.types.is_integer(kind) else pl.Float64
+    out = text.str.strip_chars().cast(wanted, strict=False)
+    bad = [] if out.null_count() == text.null_count() else (out.is_null() & text.is_not_null()).arg_true().to_list()
+    array = out.to_arrow(compat_level=pl.CompatLevel.oldest())
+    return array.cast(kind), bad
+
+
+def _booleans(values: pa.Array) -> pa.Array:
+    lower = pc.utf8_lower(pc.utf8_trim_whitespace(values))
+    yes, no = (pc.is_in(lower, pa.array(words)) for words in (_TRUE, _FALSE))
+    if not pc.all(pc.or_(pc.or_(yes, no), pc.is_null(lower))).as_py():
+        raise pa.ArrowInvalid("it is neither true nor false")
+    return pc.if_else(pc.is_null(lower), pa.scalar(None, pa.bool_()), yes)
+
+
+def _times(values: pa.Array) -> pa.Array:
+    out = parsed_times(values)
+    extent = pc.min_max(out.cast(pa.int64()))
+    if extent["min"].as_py() is not None and not (extent["min"].as_py() >= _FIRST and extent["max"].as_py() < _END):
+        raise pa.ArrowInvalid("outside the years 1 to 9999")
+    return out
+
+
+_FIRST, _END = -62_135_596_800_000_000, 253_402_300_800_000_000
+"""Microseconds since 1970 of the years 1 and 10,000."""
