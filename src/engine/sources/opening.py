@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from engine.errors import SpecError
 from engine.sources.dialects import Dialect
+from engine.sources.generic import open_generic
 from engine.sources.postgresql import PostgreSQL
 from engine.sources.protocol import Source
 from engine.sources.sql import SQLSource
@@ -85,6 +86,8 @@ def open_dialect(uri: SecretStr) -> Dialect:
         There is no source of this scheme. The message shows the scheme and nothing else of the URI.
     """
     text = uri.get_secret_value()
+    if text.startswith("adbc+"):
+        return open_generic(uri, _DIALECTS)
     match = _SCHEME.match(text)
     if match is None:
         what = "files are not read yet" if Path(text).suffix.lower() in _FILES else "it has no scheme"
