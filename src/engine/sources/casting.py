@@ -31,7 +31,7 @@ def cast_rows(
             arrays.append(pa.nulls(rows.num_rows, field.type))
             continue
         values = rows.column(index)
-        array, bad = convert(values, partial(_cast, kind=field.type), kind=field.type)
+        array, bad = convert(values, partial(cast_values, kind=field.type), kind=field.type)
         arrays.append(array)
         for at in bad:
             wrong.setdefault(at, (field.name, f"it is no {field.type}"))
@@ -103,7 +103,8 @@ def _parts(values: pa.Array, conversion: Conversion, start: int) -> Iterator[tup
     yield from _parts(values.slice(half), conversion, start + half)
 
 
-def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
+def cast_values(values: pa.Array, *, kind: pa.DataType) -> pa.Array:
+    """Return values of a type that a table has; a time without a zone is UTC. Raises as ``convert`` asks."""
     if kind == STAMP and pa.types.is_timestamp(values.type) and values.type.tz is None:
         return pc.assume_timezone(values.cast(pa.timestamp("us"), safe=False), "UTC")
     if kind == STAMP and pa.types.is_date(values.type):

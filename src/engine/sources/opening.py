@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from engine.errors import SpecError
 from engine.sources.dialects import Dialect
+from engine.sources.generic import open_generic
 from engine.sources.postgresql import PostgreSQL
 from engine.sources.protocol import Source
 from engine.sources.sql import SQLSource
@@ -83,6 +84,8 @@ def open_dialect(uri: SecretStr) -> Dialect:
         There is no source of this scheme. The message shows the scheme and nothing else of the URI.
     """
     text = uri.get_secret_value()
+    if text.startswith("adbc+"):
+        return open_generic(uri, _DIALECTS)
     match = _SCHEME.match(text)
     if match is None:
         raise SpecError("source.uri: it has no scheme", hint=f"allowed: {ALLOWED}")

@@ -82,7 +82,26 @@ def postgresql_database(postgresql_server: str) -> Iterator[Database]:
         work.execute("DROP SCHEMA public CASCADE")  # a database for each test would take twice as long
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
+def duckdb_database(tmp_path: Path) -> Database:
+    """A file through the generic dialect; whoever writes to it lets go of it at once, since a reader waits for none."""
+    import duckdb
+
+    path = tmp_path / "source data.duckdb"
+
+    def insert(table: str, rows: Sequence[Sequence[Any]]) -> None:
+        with duckdb.connect(str(path)) as connection:
+            values = ", ".join(f"({', '.join(_literal(value) for value in row)})" for row in rows)
+            connection.execute(f"INSERT INTO {table} VALUES {values}")
+
+    def execute(sql: str) -> None:
+        with duckdb.connect(str(path)) as connection:
+            connection.execute(sql)
+
+    return Database("duckdb", SecretStr(f"adbc+duckdb:///{path}"), execute, insert)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "duckdb"])
 def database(request: pytest.FixtureRequest) -> Database:
     """Each kind of database in turn: the contract suite runs against every one."""
     found: Database = request.getfixturevalue(f"{request.param}_database")
