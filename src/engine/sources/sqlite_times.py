@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -76,9 +77,9 @@ def parsed_times(values: pa.Array) -> pa.Array:
 
 
 def _text(text: pa.Array) -> pa.Array:
-    zoned = pc.match_substring_regex(text, _OFFSET)
-    if not pc.any(zoned).as_py():
+    with contextlib.suppress(pa.ArrowInvalid):  # a zone is refused here, and seen to below
         return pc.assume_timezone(text.cast(pa.timestamp("us")), "UTC")
+    zoned = pc.match_substring_regex(text, _OFFSET)
     is_date = pc.less_equal(pc.utf8_length(text), _LONGEST_DATE)
     suffix = pc.if_else(zoned, "", pc.if_else(is_date, "T00:00:00Z", "Z"))
     return pc.binary_join_element_wise(text, suffix, "").cast(STAMP)

@@ -31,7 +31,7 @@ from engine.spec import FILE_KEY, PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
-SLICE_ROWS = {"raw": 4_000_000, "labels": 250_000}
+SLICE_ROWS = {"raw": 10_000_000, "labels": 250_000}
 """Rows of one commit: a first load of a year goes in commits of bounded size. Prepare holds a slice of labels at
 once."""
 

@@ -6,11 +6,13 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import pyarrow as pa
+from typing import TYPE_CHECKING
 
 from engine.sources.protocol import LONGEST_VALUE
 from engine.spec import CsvSpec
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Unreadable:
 class Texts:
     """A block as columns of text, and the records beside them that do not fit."""
 
-    columns: pa.RecordBatch  # all string
+    frame: pl.DataFrame  # all text, but numbers and booleans of NDJSON
     rows: Sequence[int] | None = None  # the number in its block of each row; None: all, in order
     unreadable: Sequence[Unreadable] = ()
     records: int = 0  # all of the block
@@ -72,12 +74,12 @@ def parse(block: bytes, names: Sequence[str], options: CsvSpec) -> Texts:
         short = options.delimiter.encode()
         if any(line.count(short) + 1 < len(names) for line in block.rstrip(b"\r\n").split(b"\n")):
             return _one_by_one(block, names, options)
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(_schema(names)).combine_chunks()
-    batch = table.to_batches()[0] if table.num_rows else _empty(names)
-    return Texts(batch, records=batch.num_rows)
+    return Texts(frame, records=frame.height)
 
 
 def _one_by_one(block: bytes, names: Sequence[str], options: CsvSpec) -> Texts:
+    import polars as pl
+
     nulls = {"", *options.nulls}
     text = io.StringIO(block.decode("utf-8", errors="surrogateescape"), newline="")
     rows: list[list[str | None]] = []
@@ -99,14 +101,5 @@ def _one_by_one(block: bytes, names: Sequence[str], options: CsvSpec) -> Texts:
             continue
         shown = joined.encode("utf-8", errors="replace").decode()[:LONGEST_VALUE]
         unreadable.append(Unreadable(record, reason, shown))
-    columns = [pa.array([row[at] for row in rows], pa.string()) for at in range(len(names))]
-    batch = pa.RecordBatch.from_arrays(columns, schema=_schema(names))
-    return Texts(batch, numbers, unreadable, record + 1)
-
-
-def _schema(names: Sequence[str]) -> pa.Schema:
-    return pa.schema([(name, pa.string()) for name in names])
-
-
-def _empty(names: Sequence[str]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=_schema(names))
+    columns = {name: [row[at] for row in rows] for at, name in enumerate(names)}
+    return Texts(pl.DataFrame(columns, schema=dict.fromkeys(names, pl.String)), numbers, unreadable, record + 1)

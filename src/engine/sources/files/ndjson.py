@@ -30,19 +30,23 @@ def parse(block: bytes, schema: pa.Schema) -> Texts:
 
     Arrow reads the block at once; one that holds another type anywhere is read again line by line.
     """
+    import polars as pl
+
     wanted = pa.schema([(f.name, f.type if any(is_one(f.type) for is_one in _OWN) else pa.string()) for f in schema])
     options = pa.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
     reading = pa.json.ReadOptions(use_threads=False, block_size=max(len(block) + 1, 2**20))
     try:
         table = pa.json.read_json(io.BytesIO(block), read_options=reading, parse_options=options)
-        batch = table.select(wanted.names).combine_chunks().cast(wanted).to_batches()[0]
+        frame = pl.DataFrame(table.select(wanted.names))
     except (pa.ArrowException, IndexError):
         return _one_by_one(block, wanted)
-    return Texts(batch, records=batch.num_rows)
+    return Texts(frame, records=frame.height)
 
 
 def _one_by_one(block: bytes, wanted: pa.Schema) -> Texts:
     """Return everything as text: what is none of its type is then found as in CSV."""
+    import polars as pl
+
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     unreadable: list[Unreadable] = []
@@ -57,14 +61,14 @@ def _one_by_one(block: bytes, wanted: pa.Schema) -> Texts:
             continue
         numbers.append(record)
         rows.append(value)
-    columns = [pa.array([_text(row.get(name)) for row in rows], pa.string()) for name in wanted.names]
-    batch = pa.RecordBatch.from_arrays(columns, names=wanted.names)
-    return Texts(batch, numbers, unreadable, record + 1)
+    columns = {name: [_text(row.get(name)) for row in rows] for name in wanted.names}
+    frame = pl.DataFrame(columns, schema=dict.fromkeys(wanted.names, pl.String))
+    return Texts(frame, numbers, unreadable, record + 1)
 
 
-def guess_texts(block: bytes, names: Sequence[str]) -> pa.RecordBatch:
-    """Return the first lines as columns of text, to guess their types from."""
-    return _one_by_one(block, pa.schema([(name, pa.string()) for name in names])).columns
+def as_texts(block: bytes, names: Sequence[str]) -> Texts:
+    """Return lines as columns of text, to guess their types from."""
+    return _one_by_one(block, pa.schema([(name, pa.string()) for name in names]))
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

@@ -5,13 +5,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import SecretStr
@@ -25,17 +28,32 @@ from engine.sources.files.changes import Change, changes
 from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar
 from engine.sources.files.delimited import Texts
 from engine.sources.files.listing import Found, Place
-from engine.sources.files.texts import NAMED, guessed, typed
+from engine.sources.files.texts import NAMED, guessed, typed_frame
 from engine.sources.protocol import STAMP, Batch, Ending, Rejected, Seen, SeenFile, Window
 from engine.spec import FILE, FILE_KEY, READ_AT, CsvSpec
 from engine.units import format_time
 
-_SAMPLE_BYTES = 2 * 2**20  # of a text file, from which its types are guessed
+if TYPE_CHECKING:
+    import polars as pl
+
+_SAMPLE_BYTES = 2**20  # of a text file, from which its types are guessed
 _BLOCK_BYTES = 8 * 2**20
 _MOST_FILES = 5_000  # of one slice
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OWN = (FILE, READ_AT, FILE_KEY)
+_ROW = "_headrace_row"  # the number of a row in its file, until the columns of every file are added
+_PARSING = 2  # blocks of text at once: reading and writing leave a core and a half
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    """A block of text as rows."""
+
+    rows: pa.RecordBatch
+    numbers: npt.NDArray[np.int64]  # of each row in its block
+    rejected: Sequence[tuple[int, Rejected]]  # with the number in its block
+    records: int
 
 
 @dataclass
@@ -269,18 +287,22 @@ class FileSource:
         first = self._first_block(file)
         if format == "csv":
             names, size = delimited.header_of(first, self._csv)
-            sample = delimited.parse(first[size:], names, self._csv).columns
         else:
-            names = ndjson.names_of(first)
-            sample = ndjson.guess_texts(first, names)
-        return pa.schema([(name, self._type_of(name, sample.column(name))) for name in names])
+            names, size = ndjson.names_of(first), 0
+        if all(name in self._types for name in names):
+            return pa.schema([(name, self._types[name]) for name in names])
+        if format == "csv":
+            sample = delimited.parse(first[size:], names, self._csv).frame
+        else:
+            sample = ndjson.as_texts(first, names).frame
+        return pa.schema([(name, self._type_of(name, sample[name])) for name in names])
 
-    def _type_of(self, name: str, sample: pa.Array) -> pa.DataType:
+    def _type_of(self, name: str, sample: pl.Series) -> pa.DataType:
         """Return the type of a column of text: the contract's, the named, that of an earlier file, or a guess."""
         if name in self._types:
             return self._types[name]
         if name not in self._guessed:
-            self._guessed[name] = STAMP if name in self._times else guessed(sample)
+            self._guessed[name] = STAMP if name in self._times else guessed(sample.to_arrow().cast(pa.string()))
         return self._guessed[name]
 
     def _first_block(self, file: Found) -> bytes:
@@ -305,53 +327,52 @@ class FileSource:
         if format == "csv":
             names, header_bytes = delimited.header_of(self._first_block(file), self._csv)
         own = pa.schema([(field.name, field.type) for field in schema if field.name not in _OWN])
-        # A block of text grows as it is parsed: bytes, columns of text, and columns of types.
-        size = max(64 * 1024, min(_BLOCK_BYTES, batch_bytes // 2))
-        at = rows
-        with self._open(file, start) as stream:
-            for raw_block, offset in self._blocks(stream, file, start, size):
-                block = raw_block
-                if offset - len(raw_block) == 0:
-                    block = without_mark(block)[header_bytes:]
-                if not block.strip(b"\r\n"):
-                    continue
-                texts = delimited.parse(block, names, self._csv) if format == "csv" else ndjson.parse(block, own)
-                yield self._typed(texts, own, file, at), offset, texts.records
-                at += texts.records
+        # A block of text grows as it is parsed: bytes, columns of text, columns of types; and some are on their way.
+        size = max(64 * 1024, min(_BLOCK_BYTES, batch_bytes // (1 + _PARSING)))
 
-    def _typed(self, texts: Texts, own: pa.Schema, file: Found, first: int) -> Batch:
-        """Return columns of text as the schema's types; the number of each row in its file comes along as ``_row``."""
-        count = texts.columns.num_rows
-        numbers = pa.array(range(first, first + count) if texts.rows is None else [first + at for at in texts.rows])
-        arrays, wrong = [], dict[int, str]()
-        names = [name for name in texts.columns.schema.names if name in own.names]
-        for name in names:
-            values = texts.columns.column(name)
-            kind = own.field(name).type
-            array, bad = (values, []) if values.type == kind else typed(values, kind)
-            arrays.append(array)
-            for at in bad:
-                wrong.setdefault(at, name)
-        rows = pa.RecordBatch.from_arrays([*arrays, numbers], names=[*names, _ROW])
+        def parse(block: bytes) -> _Parsed:
+            texts = delimited.parse(block, names, self._csv) if format == "csv" else ndjson.parse(block, own)
+            return self._typed(texts, own)
+
+        with self._open(file, start) as stream:
+            at = rows
+            for parsed, offset in _in_order(self._text_blocks(stream, file, start, size, header_bytes), parse):
+                yield self._numbered(parsed, file, at), offset, parsed.records
+                at += parsed.records
+
+    def _text_blocks(
+        self, stream: pa.NativeFile, file: Found, start: int, size: int, header_bytes: int
+    ) -> Iterator[tuple[bytes, int]]:
+        for block, offset in self._blocks(stream, file, start, size):
+            body = without_mark(block)[header_bytes:] if offset == len(block) else block
+            if body.strip(b"\r\n"):
+                yield body, offset
+
+    def _typed(self, texts: Texts, own: pa.Schema) -> _Parsed:
+        """Return columns of text as the schema's types, and the rows apart that are none of them."""
+        rows, wrong = typed_frame(texts.frame, own)
+        count = texts.frame.height
+        numbers = np.arange(count) if texts.rows is None else np.array(texts.rows, dtype=np.int64)
         rejected = [
-            Rejected(
-                reason=one.reason,
-                value=one.text,
-                key=f"{file.name}#{first + one.row}",
-                place=f"{file.name}#{first + one.row}",
-                row={"text": one.text},
-            )
-            for one in texts.unreadable
+            (one.row, Rejected(reason=one.reason, value=one.text, row={"text": one.text})) for one in texts.unreadable
         ]
-        if not wrong:
-            return Batch(rows, rejected)
-        for at in sorted(wrong):
-            reason = f"it is no {own.field(wrong[at]).type}"
-            one = reject(texts.columns, at, wrong[at], reason, key=self._key, cursor="")
-            place = f"{file.name}#{numbers[at].as_py()}"
+        for at, name in sorted(wrong.items()):
+            reason = f"it is no {own.field(name).type}"
+            one_row = texts.frame.slice(at, 1).to_arrow().combine_chunks().to_batches()[0]
+            rejected.append((int(numbers[at]), reject(one_row, 0, name, reason, key=self._key, cursor="")))
+        if wrong:
+            mask = np.ones(count, dtype=bool)
+            mask[list(wrong)] = False
+            rows, numbers = rows.filter(pa.array(mask)), numbers[mask]
+        return _Parsed(rows, numbers, rejected, texts.records)
+
+    def _numbered(self, parsed: _Parsed, file: Found, first: int) -> Batch:
+        """Return a block's rows with their numbers in the file, and those set apart with where they are."""
+        rejected = []
+        for row, one in parsed.rejected:
+            place = f"{file.name}#{first + row}"
             rejected.append(dataclasses.replace(one, key=one.key or place, place=place))
-        keep = pa.array([at not in wrong for at in range(count)])
-        return Batch(rows.filter(keep), rejected)
+        return Batch(parsed.rows.append_column(_ROW, pa.array(parsed.numbers + first)), rejected)
 
     def _finished(self, part: Batch, file: Found, first: int, records: int, read_at: int, schema: pa.Schema) -> Batch:
         """Return a batch with the columns that every file has, and the schema's types."""
@@ -360,7 +381,7 @@ class FileSource:
             numbers = rows.column(_ROW)
             rows = rows.drop_columns([_ROW])
         else:
-            numbers = pa.array(range(first, first + records))
+            numbers = pa.array(np.arange(first, first + records))
         count = rows.num_rows
         rows = rows.append_column(FILE, pa.repeat(pa.scalar(file.name, pa.string()), count))
         rows = rows.append_column(READ_AT, pa.repeat(pa.scalar(read_at, pa.int64()).cast(STAMP), count))
@@ -406,7 +427,24 @@ class FileSource:
             raise self._place.unreadable(file, error) from None
 
 
-_ROW = "_headrace_row"
+def _in_order(
+    blocks_of: Iterator[tuple[bytes, int]], parse: Callable[[bytes], _Parsed]
+) -> Iterator[tuple[_Parsed, int]]:
+    """Yield each block parsed, in order, while threads parse the next ones."""
+    with ThreadPoolExecutor(_PARSING, thread_name_prefix="headrace-parser") as pool:
+        ahead: deque[tuple[Future[_Parsed], int]] = deque()
+        try:
+            for block, offset in blocks_of:
+                ahead.append((pool.submit(parse, block), offset))
+                if len(ahead) > _PARSING:
+                    future, behind = ahead.popleft()
+                    yield future.result(), behind
+            while ahead:
+                future, behind = ahead.popleft()
+                yield future.result(), behind
+        finally:
+            for future, _ in ahead:
+                future.cancel()
 
 
 def _entry(change: Change) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +11,9 @@ import pyarrow.compute as pc
 from engine.sources.casting import convert
 from engine.sources.protocol import STAMP
 from engine.sources.sqlite_times import parsed_times
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 _TOO_LONG_A_NUMBER = 18  # digits from which a column of numbers may not fit, and stays text
@@ -40,6 +44,65 @@ def typed(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
     return convert(values, lambda part: part.cast(kind), kind=kind)
 
 
+def typed_frame(frame: pl.DataFrame, own: pa.Schema) -> tuple[pa.RecordBatch, dict[int, str]]:
+    """Return a block's columns as the schema's types, and by row the column that holds what is none of its type.
+
+    Polars converts all columns at once. A column that comes out with more nulls than it had is converted again by
+    ``typed``, which says where, and knows more notations.
+    """
+    import polars as pl
+
+    fields = [field for field in own if field.name in frame.columns]
+    wanted = {field.name: expression for field in fields if (expression := _expression(frame, field)) is not None}
+    before = frame.null_count()
+    out = frame.with_columns(**wanted)
+    after = out.null_count()
+    arrays, wrong = [], dict[int, str]()
+    for field in fields:
+        name = field.name
+        lost = name in wanted and after[name][0] != before[name][0]
+        source = frame if lost else out
+        array = source[name].to_arrow(compat_level=pl.CompatLevel.oldest())
+        if source[name].dtype == pl.String:
+            array, bad = typed(array.cast(pa.string()), field.type)
+            for at in bad:
+                wrong.setdefault(at, name)
+        arrays.append(array if array.type == field.type else array.cast(field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)), wrong
+
+
+def _expression(frame: pl.DataFrame, field: pa.Field) -> pl.Expr | None:
+    """Return how Polars converts a column of text; None where it is left to ``typed``, or is no text."""
+    import polars as pl
+
+    if frame.schema[field.name] != pl.String:
+        return None
+    if pa.types.is_integer(field.type):
+        return pl.col(field.name).cast(pl.Int64, strict=False)
+    if pa.types.is_floating(field.type):
+        return pl.col(field.name).cast(pl.Float64, strict=False)
+    if field.type == STAMP:
+        first = next(iter(frame[field.name].drop_nulls().head(1)), "")
+        written = _FORMATS.get(
+            (len(first[:10]), first[10:11], "." in first, len(first) > _SECONDS_END and "." not in first)
+        )
+        if written is not None:
+            text = pl.col(field.name).str
+            return text.to_datetime(written, time_unit="us", strict=False, exact=True).dt.replace_time_zone("UTC")
+    return None
+
+
+_SECONDS_END = 19  # characters of a date and a time to the second
+_FORMATS = {
+    (10, "", False, False): "%Y-%m-%d",
+    (10, " ", False, False): "%Y-%m-%d %H:%M:%S",
+    (10, "T", False, False): "%Y-%m-%dT%H:%M:%S",
+    (10, " ", True, False): "%Y-%m-%d %H:%M:%S%.f",
+    (10, "T", True, False): "%Y-%m-%dT%H:%M:%S%.f",
+}
+"""By what the first value looks like: length of the date, what follows it, a fraction, a zone (none of these has)."""
+
+
 def guessed(values: pa.Array) -> pa.DataType:
     """Return the narrowest type that all values have: integer, float, boolean, time, else text."""
     present = values.drop_null()
@@ -54,9 +117,20 @@ def guessed(values: pa.Array) -> pa.DataType:
             continue
         if kind == pa.bool_() and not pc.all(pc.is_in(pc.utf8_lower(present), pa.array(["true", "false"]))).as_py():
             continue
-        if not typed(present, kind)[1]:
+        if _all_are(present, kind):
             return kind
     return pa.string()
+
+
+def _all_are(values: pa.Array, kind: pa.DataType) -> bool:
+    """Return whether every value is one of a type; stops at the first that is none."""
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return not _numbers(values, kind)[1]
+    try:
+        (_booleans if pa.types.is_boolean(kind) else _times)(values)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _numbers(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
