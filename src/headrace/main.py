@@ -198,10 +198,12 @@ def check(pipeline: Pipeline, as_json: Json = False) -> None:
 
 @app.command()
 def init(
-    source: Annotated[str, typer.Argument(help="URI::table, such as sqlite:///operations.db::flights.")],
+    source: Annotated[
+        str, typer.Argument(help="URI::table, such as sqlite:///operations.db::flights, or files: data/*.parquet.")
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: standard output.")] = None,
 ) -> None:
-    """Write a first pipeline file from a table's schema."""
+    """Write a first pipeline file from the schema of a table or of files."""
     from engine.sources.draft import draft_from
 
     text = draft_from(source)

@@ -13,13 +13,16 @@ import pyarrow as pa
 from pydantic import SecretStr
 
 from engine.errors import SourceSchemaError, SpecError
+from engine.sources.contracts import stored_type
 from engine.sources.dialects import Column, nearest
 from engine.sources.opening import ALLOWED, open_dialect
 from engine.sources.scrubbing import masked
+from engine.spec import DATABASES, FILE, FILE_KEY, READ_AT
 
 _EVENT_WORDS = ("event", "scheduled", "occurred", "happened", "created", "ordered", "time", "date", "timestamp", "at")
 _CURSOR_WORDS = ("updated", "modified", "changed", "inserted", "ingested", "loaded", "created")
 _LABEL_TABLES = ("label", "outcome", "verdict", "review", "annotation", "feedback", "result", "target")
+_MADE = (FILE, READ_AT, FILE_KEY)
 _MOST_TABLES = 100  # looked at for labels: each is a query
 _LATE = re.compile(r"(?i)actual|closed|completed|resolved|settled|final|outcome|result|verdict|delay|refund")
 _MANY_VALUES = re.compile(r"(?i)(^|_)(id|uuid|hash|token|name|email|phone|address|url|ip|text|comment|description)s?$")
@@ -28,15 +31,17 @@ _LABEL_TIMES = ("labelled", "labeled", "reviewed", "decided", "closed", "updated
 
 
 def draft_from(source: str) -> str:
-    """Return a first pipeline file for ``URI::table``, such as ``sqlite:///shop.db::orders``.
+    """Return a first pipeline file for ``URI::table``, such as ``sqlite:///shop.db::orders``, or for files.
 
     Raises
     ------
     SpecError
-        It is not of that form, or names a file.
+        It is not of that form.
     SourceError
         The source cannot be reached, or has no such table.
     """
+    if not source.startswith(DATABASES):
+        return draft_files(SecretStr(source))
     uri, separator, table = source.rpartition("::")
     if not separator:
         dialect = open_dialect(SecretStr(source))  # raises what fits better, when it is a file or an unknown scheme
@@ -50,6 +55,25 @@ def draft_from(source: str) -> str:
     if not table:
         raise SpecError("there is no table after '::'", hint="for example sqlite:///shop.db::orders")
     return draft_pipeline(SecretStr(uri), table)
+
+
+def draft_files(uri: SecretStr) -> str:
+    """Return a first pipeline file for files: a path, a directory, a glob, an object store, a Delta table.
+
+    Raises
+    ------
+    SpecError
+        There is no source of this scheme.
+    SourceError
+        There are no such files, or they cannot be read.
+    """
+    from engine.sources.files import FileSource
+
+    with FileSource(uri) as source:
+        columns = [Column(f.name, str(f.type), stored_type(f.type)) for f in source.schema() if f.name not in _MADE]
+    parts = [part for part in re.split(r"[/\\]", uri.get_secret_value()) if part and not re.search(r"[*?\[]", part)]
+    name = parts[-1].split(".")[0] if parts else "files"
+    return _Draft(uri, name, columns, [], {}, is_files=True).text()
 
 
 def draft_pipeline(uri: SecretStr, table: str) -> str:
@@ -104,7 +128,10 @@ class _Draft:
         columns: list[Column],
         label_tables: list[str],
         known: Mapping[str, list[Column]],
+        *,
+        is_files: bool = False,
     ) -> None:
+        self._is_files = is_files
         self._name = re.sub(r"[^A-Za-z0-9_]+", "_", table.rpartition(".")[2]).strip("_") or "pipeline"
         if not re.match(r"[A-Za-z_]", self._name):
             self._name = f"p_{self._name}"
@@ -115,7 +142,7 @@ class _Draft:
         self._columns = columns
         self._label_table = label_tables[0] if label_tables else None
         self._other_label_tables = label_tables[1:]
-        label_columns = known[label_tables[0]] if label_tables else []
+        label_columns = known[label_tables[0]] if label_tables else columns if is_files else []
         times = [column.name for column in columns if pa.types.is_timestamp(column.type)]
         self._key = _key(columns, near=table)
         self._cursor = _best(times, _CURSOR_WORDS)
@@ -128,7 +155,8 @@ class _Draft:
         self._labelled_at = _best(label_times, _LABEL_TIMES)
 
     def text(self) -> str:
-        taken = {self._key, self._cursor, self._event_time}
+        # Of files a key or a cursor is only proposed, so it may as well be a feature; the label of course may not.
+        taken = {self._label_value, self._event_time} if self._is_files else {self._key, self._cursor, self._event_time}
         free = [column for column in self._columns if column.name not in taken and "\0" not in column.name]
         numeric = [c.name for c in free if _is_number(c.type) or pa.types.is_boolean(c.type)]
         categorical = [c.name for c in free if pa.types.is_string(c.type)]
@@ -145,17 +173,13 @@ class _Draft:
             "",
             "source:",
             f"  uri: {_scalar(self._uri, keep_dollar=True)}{secret}",
-            f"  table: {_scalar(self._table)}",
-            _line("  key", self._key, "DECIDE: what identifies a row; unique"),
-            _line("  cursor", self._cursor, "DECIDE: a time that grows with every insert and update of a row"),
+            *self._place(),
             "",
             _line("event_time", self._event_time, "DECIDE: when the thing that is predicted happens; never changes"),
             "",
             "labels:",
-            _line("  table", self._label_table, f"DECIDE: where the outcomes are written{other}"),
-            _line("  key", self._label_key, "DECIDE: the key of the row that a label is of"),
+            *self._label_place(other),
             _line("  value", self._label_value, "DECIDE: boolean, or 0 and 1"),
-            _line("  labelled_at", self._labelled_at, "DECIDE: when the record was written"),
             "  delay: 0h            # DECIDE: a label counts from event time + delay at the earliest",
             "  absent: unknown      # DECIDE: negative, if only positives are ever written",
             "",
@@ -187,6 +211,35 @@ class _Draft:
             "",
         ]
         return "\n".join(lines)
+
+    def _place(self) -> list[str]:
+        """Return the lines that say which rows there are."""
+        if not self._is_files:
+            return [
+                f"  table: {_scalar(self._table)}",
+                _line("  key", self._key, "DECIDE: what identifies a row; unique"),
+                _line("  cursor", self._cursor, "DECIDE: a time that grows with every insert and update of a row"),
+            ]
+        key = f"  # key: {_scalar(self._key or 'COLUMN')}"
+        cursor = f"  # cursor: {_scalar(self._cursor or 'COLUMN')}"
+        return [
+            f"{key}   # DECIDE: what identifies a row, unique; without it file and row number do",
+            f"{cursor}   # DECIDE: a time that grows with every update of a row; without it the newest file counts",
+        ]
+
+    def _label_place(self, other: str) -> list[str]:
+        """Return the lines that say where the labels are."""
+        if not self._is_files:
+            return [
+                _line("  table", self._label_table, f"DECIDE: where the outcomes are written{other}"),
+                _line("  key", self._label_key, "DECIDE: the key of the row that a label is of"),
+                _line("  labelled_at", self._labelled_at, "DECIDE: when the record was written"),
+            ]
+        return [
+            "  # uri: ...   # DECIDE: where the outcomes are written; without it in the same files",
+            "  key: _key   # DECIDE: the key of the row that a label is of; _key: file and row number",
+            "  labelled_at: _read_at   # DECIDE: when the record was written; _read_at: with its file",
+        ]
 
 
 def _line(key: str, value: str | None, comment: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,12 +102,21 @@ def test_a_password_becomes_a_variable(postgresql_database: Any, monkeypatch: py
     assert spec.source.uri.get_secret_value() == uri
 
 
-@pytest.mark.parametrize("source", ["orders.parquet", "data/orders.csv", "orders.parquet::x", "s3://b/x.parquet"])
-def test_files_are_refused_with_what_is_supported(source: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        draft_from(source)
-    assert "sqlite:///" in caught.value.hint
-    assert "postgresql://" in caught.value.hint
+def test_files_are_drafted_with_their_own_columns_and_labels(tmp_path: Path) -> None:
+    (tmp_path / "orders.csv").write_text("order_id,amount,town,placed_at,fraud\n1,2.5,Ulm,2026-01-01,true\n")
+    text = draft_from(str(tmp_path / "orders.csv"))
+    spec = parse_spec(text, name="orders.yaml", environ={})
+    assert spec.source.is_files
+    assert (spec.source.key, spec.source.cursor, spec.event_time) == ("_key", "_read_at", "placed_at")
+    assert (spec.labels.key, spec.labels.value, spec.labels.labelled_at) == ("_key", "fraud", "_read_at")
+    assert spec.features.numeric == ("order_id", "amount")
+    assert spec.features.categorical == ("town",)
+
+
+@pytest.mark.parametrize("source", ["orders.parquet", "data/orders.csv"])
+def test_files_that_are_not_there_are_said_to_be_missing(source: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="there is nothing at"):
+        draft_from(str(tmp_path / source))
 
 
 def test_without_a_table_the_tables_are_listed(sqlite_database: Any) -> None:

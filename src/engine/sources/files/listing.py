@@ -76,6 +76,10 @@ class Place:
 
     def __init__(self, uri: SecretStr, *, format: str | None) -> None:
         text = uri.get_secret_value()
+        if not text.strip():
+            raise SpecError(
+                "source.uri is empty", hint=f"allowed: sqlite:///..., postgresql://..., or files: {ALLOWED}"
+            )
         self.uri = uri
         self._delta = text.startswith(_DELTA) or format == "delta"
         text = text.removeprefix(_DELTA)
