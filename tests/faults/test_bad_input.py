@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,22 +88,6 @@ def test_a_workspace_in_memory_is_refused(world: World) -> None:
         _assert_explained(_headrace(world), code=4, says="its files are memory")
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB in an image; loudly without it where mounting is not permitted."""
-    image, mount = tmp_path / "disk.img", tmp_path / "disk"
-    mount.mkdir()
-    with open(image, "wb") as handle:
-        handle.truncate(24 * 2**20)
-    made = subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], capture_output=True, check=False)
-    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(mount)], capture_output=True, check=False)
-    if made.returncode or mounted.returncode:
-        text = "no file system image can be mounted here: the full and the read-only disk were NOT exercised"
-        pytest.skip(text)
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_a_full_disk_loses_nothing_and_the_run_goes_on_once_there_is_room(world: World, small_disk: Path) -> None:
