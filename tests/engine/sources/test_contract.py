@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from engine.errors import SourceError, SourceSchemaError, SpecError
+from engine.errors import SourceSchemaError, SpecError
 from engine.sources import Position
 from engine.sources.dialects import quote
 from engine.sources.sql import SQLSource
