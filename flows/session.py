@@ -26,6 +26,7 @@ from engine.stages.prepare import PrepareStage
 from engine.units import format_bytes
 from flows.artifacts import ProgressArtifact
 from flows.parameters import RunParameters
+from flows.secrets import secret
 from flows.tickets import memory_ticket
 
 _LOCK_WAIT_SECONDS = 600.0  # a scheduled run that meets another one waits for it rather than fails
@@ -98,7 +99,7 @@ class Session:
 def open_session(parameters: RunParameters) -> Iterator[Session]:
     """Open the pipeline of a flow run: file read and checked, workspace writable, lock and memory held."""
     path = Path(parameters.pipeline)
-    spec = load_spec(path)
+    spec = load_spec(path, secrets=secret)
     if parameters.memory is not None:
         spec = spec.with_memory(parameters.memory)
     progress = ProgressArtifact()

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from engine.errors import SpecError
 from engine.spec import PipelineSpec
-from engine.specyaml import Document, KeyPath, Problem, plain_scalar, read_document
+from engine.specyaml import Document, KeyPath, Problem, Secrets, plain_scalar, read_document
 
 # What pydantic calls an error -> what a person is told is allowed.
 _ALLOWED = {
@@ -40,7 +40,7 @@ _KINDS = ((bool, "true or false"), (int | float, "a number"), (str, "text"), (li
 _SECTION = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*): ")
 
 
-def load_spec(path: Path, *, environ: Mapping[str, str] = os.environ) -> PipelineSpec:
+def load_spec(path: Path, *, environ: Mapping[str, str] = os.environ, secrets: Secrets | None = None) -> PipelineSpec:
     """Return the pipeline that a file describes.
 
     Parameters
@@ -49,6 +49,8 @@ def load_spec(path: Path, *, environ: Mapping[str, str] = os.environ) -> Pipelin
         ``pipelines/<name>.yaml``.
     environ
         Where ``${NAME}`` and ``${NAME:-default}`` come from.
+    secrets
+        Where ``${secret:name}`` comes from; see ``flows.secrets``.
 
     Returns
     -------
@@ -70,11 +72,13 @@ def load_spec(path: Path, *, environ: Mapping[str, str] = os.environ) -> Pipelin
     except OSError as error:
         problem = Problem((), 1, f"cannot be read: {error.strerror}")
     else:
-        return parse_spec(text, name=str(path), environ=environ)
+        return parse_spec(text, name=str(path), environ=environ, secrets=secrets)
     raise _spec_error([problem], name=str(path))
 
 
-def parse_spec(text: str, *, name: str, environ: Mapping[str, str] = os.environ) -> PipelineSpec:
+def parse_spec(
+    text: str, *, name: str, environ: Mapping[str, str] = os.environ, secrets: Secrets | None = None
+) -> PipelineSpec:
     """Return the pipeline that the text of a file describes.
 
     Parameters
@@ -83,8 +87,8 @@ def parse_spec(text: str, *, name: str, environ: Mapping[str, str] = os.environ)
         YAML; see ``specyaml.read_document`` for ``${NAME}``.
     name
         What errors call the file.
-    environ
-        The environment.
+    environ, secrets
+        As of ``load_spec``.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def parse_spec(text: str, *, name: str, environ: Mapping[str, str] = os.environ)
         ``file`` and ``problems`` (path, line, message, nearest). Rules between sections are asked once each section
         is right by itself.
     """
-    document = read_document(text, environ=environ)
+    document = read_document(text, environ=environ, secrets=secrets)
     problems = list(document.problems)
     spec = None
     if isinstance(document.values, dict):

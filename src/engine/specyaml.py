@@ -7,18 +7,24 @@ It knows nothing of what a pipeline file may hold: that is ``spec.py``, and what
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
+
+from engine.errors import SpecError
+
+Secrets = Callable[[str], str]
+"""Returns the secret of a name; raises ``SpecError``, without the value, where there is none."""
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices from the top of the file to a value."""
 
 # More values than any pipeline needs; a few lines of nested YAML aliases can stand for billions.
 _MAX_VALUES = 20_000
-_VARIABLE = re.compile(r"\$\$|\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}|\$\{")
+# A variable has no hyphen, and a default begins with one: `${secret:name}` cannot mean anything else.
+_VARIABLE = re.compile(r"\$\$|\$\{secret:([a-z0-9][a-z0-9-]*)\}|\$\{([A-Za-z_]\w*)(?::-([^}]*))?\}|\$\{")
 # YAML 1.1, hence PyYAML, takes 1e-3 for text: it wants a dot and a sign.
 _EXPONENT = re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+")
 _TAG = "tag:yaml.org,2002:"
@@ -80,7 +86,7 @@ def _construct(tag: str, text: str) -> Any:
     return constructor.construct_object(yaml.ScalarNode(tag, text))
 
 
-def read_document(text: str, *, environ: Mapping[str, str]) -> Document:
+def read_document(text: str, *, environ: Mapping[str, str], secrets: Secrets | None = None) -> Document:
     """Return the values of a YAML text whose top is a mapping.
 
     Parameters
@@ -90,6 +96,8 @@ def read_document(text: str, *, environ: Mapping[str, str]) -> Document:
         the variable is unset or empty; ``$$`` is a dollar.
     environ
         The environment.
+    secrets
+        Where ``${secret:name}`` comes from; None where there is no such place.
 
     Returns
     -------
@@ -123,14 +131,15 @@ def read_document(text: str, *, environ: Mapping[str, str]) -> Document:
         return refuse(1, "the file is empty")
     if not isinstance(root, yaml.MappingNode):
         return refuse(root.start_mark.line + 1, "a pipeline file is a mapping of keys, such as 'pipeline: flights'")
-    document.values = _Walk(document, environ).value(root, ())
+    document.values = _Walk(document, environ, secrets).value(root, ())
     return document
 
 
 class _Walk:
-    def __init__(self, document: Document, environ: Mapping[str, str]) -> None:
+    def __init__(self, document: Document, environ: Mapping[str, str], secrets: Secrets | None) -> None:
         self._document = document
         self._environ = environ
+        self._secrets = secrets
         self._above: list[yaml.Node] = []  # the nodes that hold the one being read
 
     def value(self, node: yaml.Node, path: KeyPath) -> Any:
@@ -201,9 +210,15 @@ class _Walk:
         taken: dict[str, str] = {}
 
         def replace(match: re.Match[str]) -> str:
-            name, default = match[1], match[2]
+            name, default = match[2], match[3]
             if match[0] == "$$":
                 return "$"
+            if match[1] is not None:
+                secret = self._secret(match[1], path)
+                if secret is None:
+                    return match[0]
+                taken[secret] = match[0]
+                return secret
             if name is None:
                 self._wrong(path, "'${' begins no variable; write ${NAME} or ${NAME:-default}, or $$ for a dollar")
                 return match[0]
@@ -217,3 +232,13 @@ class _Walk:
             return value
 
         return _VARIABLE.sub(replace, text), taken
+
+    def _secret(self, name: str, path: KeyPath) -> str | None:
+        if self._secrets is None:
+            self._wrong(path, f"the secret {name!r} cannot be looked up here; use ${{NAME}} of the environment")
+            return None
+        try:
+            return self._secrets(name)
+        except SpecError as error:
+            self._wrong(path, f"{error.message}; {error.hint}")
+            return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine import events
 from engine.batching import Workspace
+from engine.spec import PipelineSpec
 from engine.specfile import load_spec
 from headrace.progress import TerminalProgress
 
@@ -31,7 +32,7 @@ def call_flow(
     given
         Parameters of the flow; None is left to its default.
     """
-    Workspace(load_spec(pipeline).workspace).prepare()
+    Workspace(read_pipeline(pipeline).workspace).prepare()
     silence_prefect()
     import flows.lifecycle as lifecycle
     from flows import parameters as known
@@ -49,6 +50,18 @@ def call_flow(
     with TerminalProgress(enabled=not quiet) as progress, observing(events.fan_out(progress, hook)):
         report: dict[str, Any] = getattr(lifecycle, name)(parameters)
     return report
+
+
+def read_pipeline(path: Path) -> PipelineSpec:
+    """Return the pipeline of a file; Prefect is asked only when the file names one of its secrets."""
+
+    def secret(name: str) -> str:
+        silence_prefect()
+        from flows.secrets import secret as secret_of
+
+        return secret_of(name)
+
+    return load_spec(path, secrets=secret)
 
 
 def silence_prefect() -> None:

@@ -15,7 +15,7 @@ import typer
 from engine.errors import HeadraceError
 from engine.units import parse_time
 from headrace import show
-from headrace.calling import call_flow
+from headrace.calling import call_flow, read_pipeline
 
 app = typer.Typer(
     name="headrace",
@@ -97,12 +97,11 @@ def quarantine(
     """Show the rows that did not fit, by reason; with --replay try them again."""
     from engine.batching import Workspace
     from engine.quarantine import quarantined
-    from engine.specfile import load_spec
 
     _require_one_of(what, ("all", "raw", "labels"), option="--table")
     if replay:
         call_flow("replay", pipeline=pipeline, what=what, memory=memory, quiet=as_json)
-    workspace = Workspace(load_spec(pipeline).workspace)
+    workspace = Workspace(read_pipeline(pipeline).workspace)
     found = quarantined(workspace, table=None if what == "all" else what, limit=limit)
     show.quarantine(found, pipeline=pipeline, as_json=as_json)
 
@@ -147,20 +146,18 @@ def rollback(
 @app.command()
 def status(pipeline: Pipeline, as_json: Json = False) -> None:
     """Show the champion, the tables and the last report of each stage."""
-    from engine.specfile import load_spec
     from engine.status import status as read_status
 
-    show.status(read_status(load_spec(pipeline)), as_json=as_json)
+    show.status(read_status(read_pipeline(pipeline)), as_json=as_json)
 
 
 @app.command()
 def plan(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
     """Show what each stage would take under the budget; runs nothing. Exit code 2 when it does not fit."""
     from engine.planning import plan as lay_out
-    from engine.specfile import load_spec
     from engine.stage import StageContext
 
-    spec = load_spec(pipeline)
+    spec = read_pipeline(pipeline)
     if memory is not None:
         spec = spec.with_memory(memory)
     context = StageContext.of(spec, directory=pipeline.parent, as_of=as_of)
@@ -175,9 +172,8 @@ def history(pipeline: Pipeline, as_json: Json = False) -> None:
     """Show the ledger: each candidate, verdict, promotion and rollback, with its reasons."""
     from engine.batching import Workspace
     from engine.ledger import Ledger
-    from engine.specfile import load_spec
 
-    show.history(Ledger(Workspace(load_spec(pipeline).workspace)).history(), as_json=as_json)
+    show.history(Ledger(Workspace(read_pipeline(pipeline).workspace)).history(), as_json=as_json)
 
 
 @app.command()
@@ -185,9 +181,8 @@ def check(pipeline: Pipeline, as_json: Json = False) -> None:
     """Check the pipeline file, reach its source, and warn of leaks. Exit code 2 when there is an error."""
     from engine.features.transform import load_transform
     from engine.sources.check import check_pipeline
-    from engine.specfile import load_spec
 
-    spec = load_spec(pipeline)
+    spec = read_pipeline(pipeline)
     made = spec.features.transform
     transform = load_transform(made, directory=pipeline.parent) if made else None
     findings = check_pipeline(spec, directory=pipeline.parent, transform=transform)

@@ -17,7 +17,6 @@ from engine.errors import HeadraceError, SpecError
 from engine.ledger import Entry, Ledger, last_trained
 from engine.memory.projection import Projection
 from engine.refs import StageReport, Task, TaskResult
-from engine.specfile import load_spec
 from engine.stage import Outcome, Plan, Stage, StageContext, run_stage
 from engine.stages.extract import ExtractStage
 from engine.stages.monitor import MonitorStage
@@ -26,6 +25,7 @@ from engine.stages.score import ScoreStage
 from engine.stages.train import TrainStage
 from engine.stages.validate import ValidateStage
 from engine.units import format_bytes, format_time, parse_bytes
+from headrace.calling import read_pipeline
 from profiling.session import ProfilingSession
 
 _TAKEN_BACK: dict[str, tuple[str, ...]] = {
@@ -104,7 +104,7 @@ def profile_stage(
     """
     if stage not in _TAKEN_BACK:
         raise SpecError(f"--stage: there is no stage {stage!r} to profile", hint=f"allowed: {', '.join(_TAKEN_BACK)}")
-    spec = load_spec(pipeline)
+    spec = read_pipeline(pipeline)
     if memory is not None:
         resources = spec.resources.model_copy(update={"memory": parse_bytes(memory)})
         spec = spec.model_copy(update={"resources": resources})

