@@ -89,7 +89,7 @@ def proxy(crashing_server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def payments(tmp_path: Path, crashing_server: Server, proxy: Proxy) -> Payments:
-    """A table with 60,000 rows, to be extracted through the proxy in three slices."""
+    """A table with 30,000 rows, to be extracted through the proxy in two slices."""
     made = Payments(tmp_path, server=crashing_server.uri, uri=f"postgresql://postgres@127.0.0.1:{proxy.port}/postgres")
-    made.create(rows=60_000)
+    made.create(rows=30_000)
     return made

@@ -116,6 +116,7 @@ def test_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["password file", "service file"])
 def test_the_drivers_own_files_open_the_source(guarded: Server, prefect_server: str, tmp_path: Path, way: str) -> None:
     files = tmp_path / "home"
