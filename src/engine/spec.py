@@ -9,12 +9,33 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, SecretStr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    model_validator,
+)
 
 from engine.refs import content_hash
 from engine.units import format_duration, parse_bytes, parse_duration
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+def _parse_memory(value: Any) -> int | str:
+    if value == "auto":
+        return "auto"
+    size = parse_bytes(value)
+    if size <= 0:
+        raise ValueError("it should be greater than 0")
+    return size
+
+
+Memory = Annotated[int | Literal["auto"], PlainValidator(_parse_memory)]
 Duration = Annotated[
     timedelta,
     BeforeValidator(parse_duration),
@@ -70,11 +91,11 @@ class SourceSpec(_FeedSpec):
         description="sqlite:///path/to.db, postgresql://user@host/database, adbc+driver:..., or files: a path, a glob, "
         "a directory, an object store's URI, a Delta table"
     )
-    table: str = Field("", description="table or view; schema.table where the database has schemas; none for files")
-    key: str = Field("", description="the column that identifies a row; for files default _key: file and row")
+    table: str = Field(description="table or view; schema.table where the database has schemas")  # files: none
+    key: str = Field(description="the column that identifies a row")  # of files by default file and row
     cursor: str = Field(
-        "", description="a timestamp that grows with every insert and update of a row; for files default _read_at"
-    )
+        description="a timestamp that grows with every insert and update of a row"
+    )  # of files: _read_at
     on_conflict: Literal["newest", "keep_first", "fail"] = Field(
         "newest", description="what becomes of a row whose key has come before: the newest by cursor counts, or ..."
     )
@@ -99,15 +120,8 @@ class SourceSpec(_FeedSpec):
         text = uri.get_secret_value() if isinstance(uri, SecretStr) else uri
         if not isinstance(text, str) or text.startswith(DATABASES):
             return value
-        filled = {"key": FILE_KEY, "cursor": READ_AT}
+        filled = {"table": "", "key": FILE_KEY, "cursor": READ_AT}
         return {**value, **{name: default for name, default in filled.items() if not value.get(name)}}
-
-    @model_validator(mode="after")
-    def _named(self) -> Self:
-        for name in ("table", "key", "cursor"):
-            if not self.is_files and not getattr(self, name):
-                raise ValueError(f"{name} is missing: only files can do without")
-        return self
 
 
 class LabelsSpec(_FeedSpec):
@@ -251,7 +265,7 @@ class OperatingPointSpec(_Section):
 class ResourcesSpec(_Section):
     """What a run may take."""
 
-    memory: Bytes | Literal["auto"] = Field(
+    memory: Memory = Field(
         512 * 2**20, description="of a task's process tree; auto: half of the host's or the container's"
     )
     disk: Bytes = 20 * 2**30

@@ -144,7 +144,7 @@ class TestSecrets:
             ("numeric: [amount, age]", "numeric: [amount, '${SECRET}', '${SECRET}']"),
             ("numeric: [amount, age]", "numeric: ${SECRET}"),
             ("gate: {floors", "gatee: {x: '${SECRET}'}\ngate: {floors"),
-            ("  key: id\n  cursor", "  cursor"),
+            ("  key: id\n  value", "  value"),
             ("resources: {", "resources: {{"),
         ],
     )
@@ -188,7 +188,8 @@ class TestProblems:
         assert error.message.splitlines() == [
             "x.yaml:1: event_time: the key is missing: when the thing that is predicted happens",
             "x.yaml:3: source.table: the key is missing: table or view; schema.table where the database has schemas",
-            "x.yaml:5: source.tabel: unknown key; allowed: uri, table, key, cursor, max_row_bytes; "
+            "x.yaml:5: source.tabel: unknown key; allowed: format, csv, types, lag, uri, table, key, cursor, "
+            "on_conflict, max_row_bytes, max_quarantine_share, allow; "
             "did you mean 'table'?",
             "x.yaml:13: labels.absent: not a known value; allowed: negative, unknown; did you mean 'negative'?",
             "x.yaml:17: features.windows[0].lengths[1]: '7' is not a duration; "
