@@ -100,7 +100,8 @@ class Session:
 def open_session(parameters: RunParameters) -> Iterator[Session]:
     """Open the pipeline of a flow run: file read and checked, workspace writable, lock and memory held.
 
-    When its stages have ended without an error, tables that have come to many small chunks are compacted.
+    When its stages have ended without an error, tables that have come to many small chunks are compacted; the
+    table ``runs`` says so, the flow's report does not.
     """
     path = Path(parameters.pipeline)
     spec = load_spec(path, secrets=secret)
@@ -124,8 +125,5 @@ def open_session(parameters: RunParameters) -> Iterator[Session]:
             from flows.recording import recorded
 
             context = stack.enter_context(recorded(context))
-        session = Session(context=context, reports={})
-        yield session
-        compacted = compact_tables(context, execute=as_task_runs)
-        if compacted.slices:
-            session.reports[compacted.stage] = compacted
+        yield Session(context=context, reports={})
+        compact_tables(context, execute=as_task_runs)
