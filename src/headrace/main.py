@@ -118,14 +118,16 @@ def vacuum(
     as_json: Json = False,
 ) -> None:
     """Merge small chunks, cut the tables' logs, and delete old chunks and what killed runs left."""
+    from functools import partial
+
     from engine.memory.tickets import host_ticket
-    from engine.specfile import load_spec
     from engine.stage import StageContext
     from engine.vacuum import vacuum as clean
 
-    spec = load_spec(pipeline)
+    spec = read_pipeline(pipeline)
     context = StageContext.of(spec if memory is None else spec.with_memory(memory), directory=pipeline.parent)
-    with context.workspace.lock(), host_ticket(-(-context.budget.allowed_bytes // 2**20), waiting=typer.echo):
+    waiting = partial(typer.echo, err=True)
+    with context.workspace.lock(), host_ticket(-(-context.budget.allowed_bytes // 2**20), waiting=waiting):
         show.vacuum(clean(context, keep=keep, dry_run=dry_run), as_json=as_json)
 
 
