@@ -24,6 +24,7 @@ from engine.specfile import load_spec
 from engine.stage import Stage, StageContext, run_stage
 from engine.stages.prepare import PrepareStage
 from engine.units import format_bytes
+from engine.upkeep import compact_tables
 from flows.artifacts import ProgressArtifact
 from flows.parameters import RunParameters
 from flows.secrets import secret
@@ -97,7 +98,11 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(parameters: RunParameters) -> Iterator[Session]:
-    """Open the pipeline of a flow run: file read and checked, workspace writable, lock and memory held."""
+    """Open the pipeline of a flow run: file read and checked, workspace writable, lock and memory held.
+
+    When its stages have ended without an error, tables that have come to many small chunks are compacted; the
+    table ``runs`` says so, the flow's report does not.
+    """
     path = Path(parameters.pipeline)
     spec = load_spec(path, secrets=secret)
     if parameters.memory is not None:
@@ -121,3 +126,4 @@ def open_session(parameters: RunParameters) -> Iterator[Session]:
 
             context = stack.enter_context(recorded(context))
         yield Session(context=context, reports={})
+        compact_tables(context, execute=as_task_runs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from engine.batching import Table, Workspace
 
 KEY, EVENT_TIME, BASELINE = "key", "event_time", "baseline"
@@ -26,3 +28,34 @@ def predictions_table(workspace: Workspace) -> Table:
 def prepared_app(feature_set: str) -> str:
     """Return the application id of the prepared table's commits."""
     return f"prepare:{feature_set}"
+
+
+def feature_sets(workspace: Workspace) -> list[str]:
+    """Return all feature sets that prepare ever planned for, those of earlier pipeline files too."""
+    return [app.removeprefix("prepare:") for app in workspace.journal.apps() if app.startswith("prepare:")]
+
+
+def primary_table(workspace: Workspace, app: str) -> Table:
+    """Return the table whose transaction says how far an app is.
+
+    Raises
+    ------
+    LookupError
+        No stage has such an app.
+    """
+    kind, _, rest = app.partition(":")
+    if kind == "extract":
+        return workspace.table(rest)
+    if kind == "prepare":
+        return prepared_table(workspace, rest)
+    if kind == "compact":
+        return workspace.table(rest.replace(":", "/"))
+    names = {"score": "predictions", "monitor": "metrics"} | dict.fromkeys(("train", "validate", "promote"), "ledger")
+    if app not in names:
+        raise LookupError(f"no stage commits as {app!r}")
+    return workspace.table(names[app])
+
+
+def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:
+    """Return the plan that an app wrote down and has not committed, or None: it is resumed by the stage's next run."""
+    return workspace.journal.plan(app, primary_table(workspace, app).transaction(app) + 1)

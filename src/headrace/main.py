@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from engine.errors import HeadraceError
-from engine.units import parse_time
+from engine.units import parse_duration, parse_time
 from headrace import show
 from headrace.calling import call_flow, read_pipeline
 
@@ -104,6 +104,31 @@ def quarantine(
     workspace = Workspace(read_pipeline(pipeline).workspace)
     found = quarantined(workspace, table=None if what == "all" else what, limit=limit)
     show.quarantine(found, pipeline=pipeline, as_json=as_json)
+
+
+@app.command()
+def vacuum(
+    pipeline: Pipeline,
+    keep: Annotated[
+        timedelta,
+        typer.Option(parser=parse_duration, metavar="AGE", help="Delete only what is older, such as 12h or 7d."),
+    ] = timedelta(days=7),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted; change nothing.")] = False,
+    memory: Memory = None,
+    as_json: Json = False,
+) -> None:
+    """Merge small chunks, cut the tables' logs, and delete old chunks and what killed runs left."""
+    from functools import partial
+
+    from engine.memory.tickets import host_ticket
+    from engine.stage import StageContext
+    from engine.vacuum import vacuum as clean
+
+    spec = read_pipeline(pipeline)
+    context = StageContext.of(spec if memory is None else spec.with_memory(memory), directory=pipeline.parent)
+    waiting = partial(typer.echo, err=True)
+    with context.workspace.lock(), host_ticket(-(-context.budget.allowed_bytes // 2**20), waiting=waiting):
+        show.vacuum(clean(context, keep=keep, dry_run=dry_run), as_json=as_json)
 
 
 @app.command()

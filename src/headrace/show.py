@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.ledger import Entry
     from engine.quarantine import Quarantined
     from engine.sources.check import Finding
+    from engine.vacuum import VacuumReport
     from profiling.comparison import Compared
     from profiling.leaks import Leak
 
@@ -48,6 +49,21 @@ def loop(report: Mapping[str, Any], *, as_json: bool) -> None:
         word = "retrained" if decision["retrain"] else "not retrained"
         _OUT.print(f"{word}: {'; '.join(decision['reasons'] or decision['kept_because'])}", highlight=False)
     _OUT.print(f"champion: {version(report['champion'])}", highlight=False)
+
+
+def vacuum(report: VacuumReport, *, as_json: bool) -> None:
+    """Print what was deleted, or would be."""
+    if as_json:
+        _json(report.to_json())
+        return
+    table = Table("what", "files", "size", box=None)
+    for kind, one in report.freed.items():
+        table.add_row(kind, f"{one.files:,}", format_bytes(one.bytes))
+    _OUT.print(table)
+    if report.compacted is not None and report.compacted.slices:
+        _OUT.print(f"merged small chunks of {report.compacted.rows_out:,} rows", highlight=False)
+    word = "would free" if report.dry_run else "freed"
+    _OUT.print(f"{word} {format_bytes(report.bytes)}; kept what is younger than {report.keep}", highlight=False)
 
 
 def status(value: Mapping[str, Any], *, as_json: bool) -> None:

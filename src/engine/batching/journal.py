@@ -6,6 +6,7 @@ said by the tables alone (``tables.py``), never by a file here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,24 @@ class Journal:
     def forget_task(self, key: str) -> None:
         """Drop a task's record, once its plan is committed."""
         (self._root / "tasks" / f"{key}.json").unlink(missing_ok=True)
+
+    def apps(self) -> list[str]:
+        """Return the apps that ever planned or committed."""
+        places = {
+            Path(directory).relative_to(self._root / kind).as_posix()
+            for kind in ("plans", "commits")
+            for directory, _, files in os.walk(self._root / kind)
+            if files
+        }
+        return sorted(place.replace("/", ":") for place in places)
+
+    def plans(self, app: str) -> list[tuple[int, Path]]:
+        """Return the number and the file of each plan of an app that is there still."""
+        return [(int(path.stem), path) for path in sorted(self._path("plans", app, 0).parent.glob("[0-9]*.json"))]
+
+    def tasks(self) -> list[Path]:
+        """Return the files of the tasks that have run and whose plan was not committed when they were last seen."""
+        return sorted((self._root / "tasks").glob("[0-9a-f]*.json"))
 
     def _path(self, kind: str, app: str, n: int) -> Path:
         return self._root / kind / app.replace(":", "/") / f"{n:08d}.json"

@@ -5,9 +5,11 @@ hole.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.batching.chunks import ChunkWriter
 from engine.batching.streams import read_batches
@@ -48,16 +50,26 @@ def record_runs(workspace: Workspace, *, app: str, committed: int) -> None:
 
 
 def last_reports(workspace: Workspace) -> dict[str, tuple[StageReport, ...]]:
-    """Return, by stage, the newest report of each of its apps."""
-    newest: dict[str, tuple[int, str]] = {}
-    table = workspace.table("runs")
-    for batch in read_batches([chunk.path for chunk in table.chunks()], columns=["app", "n", "report"]):
-        for row in batch.to_pylist():
-            if row["n"] >= newest.get(row["app"], (0, ""))[0]:
-                newest[row["app"]] = (row["n"], row["report"])
+    """Return, by stage, the newest report of each of its apps.
+
+    Reports are long, so they are read only from the chunks that hold a newest one: the others by app and n alone.
+    """
+    newest: dict[str, tuple[int, Path]] = {}
+    for chunk in workspace.table("runs").chunks():
+        for batch in read_batches([chunk.path], columns=["app", "n"]):
+            found = pa.Table.from_batches([batch]).group_by("app").aggregate([("n", "max")])
+            for row in found.to_pylist():
+                if row["n_max"] >= newest.get(row["app"], (0, None))[0]:
+                    newest[row["app"]] = (row["n_max"], chunk.path)
+    texts: dict[str, str] = {}
+    for path in sorted({path for _, path in newest.values()}):
+        wanted = {app: n for app, (n, place) in newest.items() if place == path}
+        for batch in read_batches([path], columns=["app", "n", "report"]):
+            rows = batch.filter(pc.is_in(batch.column("n"), value_set=pa.array(wanted.values(), pa.int64())))
+            texts |= {row["app"]: row["report"] for row in rows.to_pylist() if wanted.get(row["app"]) == row["n"]}
     out: dict[str, tuple[StageReport, ...]] = {}
-    for app in sorted(newest):
-        report = StageReport.from_json(json.loads(newest[app][1]))
+    for app in sorted(texts):
+        report = StageReport.from_json(json.loads(texts[app]))
         out[report.stage] = (*out.get(report.stage, ()), report)
     return out
 

@@ -134,6 +134,7 @@ class Table:
         add: Sequence[ChunkRef] = (),
         remove: Sequence[str] = (),
         retyped: bool = False,
+        data_change: bool = True,
     ) -> TableRef:
         """Make chunks part of the table, and others no longer, in one version; once for each (app, n).
 
@@ -147,6 +148,8 @@ class Table:
             New chunks, and the names of live ones that they replace.
         retyped
             Columns have other types than in the table: ``add`` holds every row anew, and nothing else stays.
+        data_change
+            False where ``add`` holds the rows of ``remove`` and no others: those who follow the log need not look.
 
         Raises
         ------
@@ -161,10 +164,11 @@ class Table:
                 return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0))
             if not retyped and self._widen(table, schema):
                 continue  # the new columns were a commit of their own: look again on a fresh handle
-            live = {action["path"] for action in pa.table(table.get_add_actions(flatten=False)).to_pylist()}
             now = int(time.time() * 1000)
-            actions: list[AddAction | RemoveAction] = [_add_action(ref, now) for ref in add]
-            actions += [RemoveAction(path, True, now) for path in remove if path in live]
+            actions: list[AddAction | RemoveAction] = [_add_action(ref, now, data_change=data_change) for ref in add]
+            if remove:  # most commits only add, and what is live takes the longer to list the more of it there is
+                live = set(pa.table(table.get_add_actions(flatten=False))["path"].to_pylist())
+                actions += [RemoveAction(path, data_change, now) for path in remove if path in live]
             try:
                 # Overwriting is the one way to another schema. Without retries it meets any concurrent commit as a
                 # conflict, so it cannot miss one.
@@ -253,11 +257,11 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _add_action(ref: ChunkRef, modified_ms: int) -> AddAction:
+def _add_action(ref: ChunkRef, modified_ms: int, *, data_change: bool) -> AddAction:
     statistics = {
         "numRecords": ref.rows,
         "minValues": dict(ref.minimum),
         "maxValues": dict(ref.maximum),
         "nullCount": dict(ref.nulls),
     }
-    return AddAction(ref.path, ref.bytes, {}, modified_ms, True, json.dumps(statistics))
+    return AddAction(ref.path, ref.bytes, {}, modified_ms, data_change, json.dumps(statistics))

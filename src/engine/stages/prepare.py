@@ -32,6 +32,8 @@ _LABEL_COPIES = 5
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
 _MOST_SPAN_ROWS = 500_000
 _SEGMENT_ROWS = 250_000
+_ROW_BYTES_COMMITS = 100
+_UNKNOWN_ROW_BYTES = 64.0
 _MOST_LABELS = 250_000  # of one commit
 _LABEL_BYTES = 64  # a label record in memory, before its window keys
 
@@ -129,10 +131,12 @@ def _next_labels(context: StageContext, state: _State, raw_n: int) -> dict[str, 
     waiting = state.number("pending_rows") > 0 and raw_n > state.number("labels_raw_n")
     if labels_n <= done and not waiting:
         return None
+    # One chunk's n at a time, since that bounds the size; where there is none, to the end.
+    ahead = [chunk.n for chunk in context.workspace.table("labels").chunks() if chunk.n > done]
     return {
         "kind": "labels",
         "after_n": done,
-        "through_n": min(labels_n, done + 1),  # one commit of labels at a time: its size is bounded
+        "through_n": min(ahead, default=labels_n),
         "pending": list(state.record.get("pending", [])),
         "pending_rows": state.number("pending_rows"),
         "raw_n": raw_n,
@@ -244,7 +248,19 @@ def _increments(context: StageContext, *, after_n: int, through_n: int) -> tuple
         hours = {int(hour): int(count) for hour, count in record["hours"].items()}
         increments.append(Increment(hours, int(record["event_minimum"]), int(record["event_maximum"])))
         rows, size = rows + int(record["rows"]), size + int(record["memory_bytes"])
-    return increments, size / rows if rows else 64.0
+    return increments, size / rows if rows else _UNKNOWN_ROW_BYTES
+
+
+def _row_bytes(context: StageContext, *, through_n: int) -> float:
+    """Return the bytes of a raw row in memory, from the last commits that hold any: there may be ten thousand."""
+    rows = size = 0
+    for looked, n in enumerate(range(through_n, 0, -1)):
+        if looked >= _ROW_BYTES_COMMITS and rows:
+            break
+        record = context.workspace.journal.commit("extract:raw", n)
+        if record and record["rows"]:
+            rows, size = rows + int(record["rows"]), size + int(record["memory_bytes"])
+    return size / rows if rows else _UNKNOWN_ROW_BYTES
 
 
 def _rows_per_span(context: StageContext, row_bytes: float) -> int:
@@ -265,7 +281,7 @@ def _reach(spec: PipelineSpec) -> int:
 def _gather_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
     inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.gather.{plan.n}", "engine.features.row_slices:run_gather", inputs)
-    _, row_bytes = _increments(context, after_n=0, through_n=int(plan.bounds["raw_n"]))
+    row_bytes = _row_bytes(context, through_n=int(plan.bounds["raw_n"]))
     return task, _project_gather(context, int(plan.bounds["rows"]), row_bytes)
 
 
@@ -307,7 +323,7 @@ def forecast(context: StageContext) -> list[Forecast]:
     """Return what joining a commit of labels, gathering a span and searching it take."""
     raw = context.workspace.table("raw")
     known = raw.rows()
-    _, row_bytes = _increments(context, after_n=0, through_n=raw.transaction("extract:raw"))
+    row_bytes = _row_bytes(context, through_n=raw.transaction("extract:raw"))
     rows = min(_rows_per_span(context, row_bytes), known) if known else _rows_per_span(context, row_bytes)
     labels = context.workspace.table("labels").rows()
     label_rows = min(_MOST_LABELS, labels) if labels else _MOST_LABELS
