@@ -164,6 +164,9 @@ class _Sweep:
                     ours = re.match(r"\d{8}", path.name) is not None
                     if ours and path.name not in waiting and chunk_n(path.stem) <= committed:
                         self._delete_old(path, "leftovers")
+        for path in sorted(self._workspace.root.glob("caches/[0-9]*")):  # of trainings, by their n
+            if int(path.name) <= self._committed.get("train", 0):
+                self._delete_old(path, "leftovers")
         for place in self._workspace.root.iterdir():
             if place.is_dir() and place.name not in _UNTOUCHED:
                 for temporary in sorted(place.rglob(".*.tmp")):

@@ -186,5 +186,5 @@ def test_vacuums_among_three_hundred_commits_lose_nothing(shop: Shop) -> None:
     raw = shop.workspace.table("raw")
     assert _ids(shop.workspace) == [10 * n for n in range(1, 301)]
     assert raw.transaction("extract:raw") == 300
-    assert len(raw.chunks()) == len(list(raw.path.glob("*.parquet"))) - 60 == 1
+    assert len(raw.chunks()) == 1
     assert len(list((raw.path / "_delta_log").iterdir())) < 80

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction
+from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
@@ -180,6 +180,11 @@ class Table:
                         custom_metadata={"headrace.app": app, "headrace.n": str(n)},
                         max_commit_retries=0,
                         app_transactions=[Transaction(app, n)],
+                    ),
+                    # Looking for old log files to delete lists them all, 40 ms with 3,400 of them; once a checkpoint
+                    # is often enough.
+                    post_commithook_properties=PostCommitHookProperties(
+                        cleanup_expired_logs=(table.version() + 1) % _CHECKPOINT_EVERY == 0
                     ),
                 )
             except CommitFailedError:
