@@ -74,11 +74,11 @@ def test_an_error_of_ours_fails_the_run_with_its_message(world: World) -> None:
     from prefect.client.schemas.sorting import FlowRunSort
 
     from flows.lifecycle import extract
-    from flows.parameters import RunParameters
+    from flows.parameters import ExtractParameters
 
     world.database.unlink()
     with pytest.raises(SourceError, match="there is no database file"):
-        extract(RunParameters(pipeline=str(world.pipeline)))
+        extract(ExtractParameters(pipeline=str(world.pipeline)))
     with _client() as client:
         (run,) = client.read_flow_runs(limit=1, sort=FlowRunSort.START_TIME_DESC)
     assert run.state is not None
@@ -121,9 +121,9 @@ def test_long_work_shows_its_progress() -> None:
 
 def test_a_profiled_run_links_its_page(world: World) -> None:
     from flows.lifecycle import extract
-    from flows.parameters import RunParameters
+    from flows.parameters import ExtractParameters
 
-    extract(RunParameters(pipeline=str(world.pipeline), as_of=FEBRUARY, profile=True))
+    extract(ExtractParameters(pipeline=str(world.pipeline), as_of=FEBRUARY, profile=True))
     (page,) = (world.workspace.root / "profiles").glob("*/memory.html")
     assert "extract raw.1" in page.read_text()
     assert page.as_uri() in str(_artifacts("memory-profile")[0].data)

@@ -277,7 +277,7 @@ def _rewrite(
             continue
         replaced.append(chunk.name)
         kept = pa.schema([schema.field(name) for name in pq.read_schema(chunk.path).names if name in schema.names])
-        prefix = chunk_prefix(chunk.n, f"{Path(chunk.name).stem.split('-', 1)[1]}.{n}")
+        prefix = chunk_prefix(chunk.n, f"{table.name}.rewritten.{n}.{len(replaced)}")
         with ChunkWriter(table.path, prefix=prefix, schema=kept) as writer:
             for batch in read_batches([chunk.path], columns=kept.names, batch_bytes=scope.budget.batch_bytes):
                 scope.governor.wait()
@@ -311,8 +311,8 @@ def _quarantine(
     replaced: list[str] = []
     if inputs["again"] is not None:
         low, high = (pa.scalar(parse_time(value), pa.timestamp("us", tz="UTC")) for value in inputs["again"])
-        for chunk in live:
-            prefix = chunk_prefix(chunk.n, f"{Path(chunk.name).stem.split('-', 1)[1]}.{n}")
+        for at, chunk in enumerate(live):
+            prefix = chunk_prefix(chunk.n, f"{what}.rewritten.{n}.{at}")
             taken = 0
             with ChunkWriter(quarantine.path, prefix=prefix, schema=QUARANTINE_SCHEMA) as writer:
                 for batch in read_batches([chunk.path], batch_bytes=scope.budget.batch_bytes):
