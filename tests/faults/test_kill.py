@@ -67,7 +67,7 @@ def _check(world: World, expected: dict[str, list[str]]) -> None:
     assert not [path for path in left if ".arrow." in path.name or ".parquet." in path.name]
 
 
-@pytest.mark.parametrize("point", [POINTS[i] for i in (0, 9)])
+@pytest.mark.parametrize("point", [POINTS[9]])
 def test_killed_at_a_chosen_point(point: str, world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
     with _start(world.directory, point) as process:
         process.communicate(timeout=300)

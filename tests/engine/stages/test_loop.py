@@ -98,6 +98,7 @@ def test_status_has_what_programs_ask_for(february: Ran, prepared_world: World) 
         assert figures["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_second_learner_goes_through_the_same_loop(prepared_world: World, tmp_path: Path) -> None:
     world = copy_world(prepared_world, tmp_path / "world")
     world.edit(learner={"kind": "sgd"})

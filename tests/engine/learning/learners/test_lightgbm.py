@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from engine.learning import CacheWriter, learner
 
@@ -60,6 +61,7 @@ def test_file_is_the_same_for_any_number_of_threads(tmp_path):
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_training_stays_within_its_projection(tmp_path):
     for features, codes, rows in ((15, 400, 500_000), (40, 50, 500_000), (15, 50, 40_000)):
         directory = tmp_path / f"{features}-{codes}-{rows}"
