@@ -21,7 +21,7 @@ from tests.faults.conftest import Server
 from tests.faults.payments import Payments
 from tests.faults.proxy import Proxy
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("kill")]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("extraction")]
 
 _MID_STREAM_BYTES = 600_000  # of a slice's 2.3 MB; all that the parent asks is far less
 

@@ -67,21 +67,14 @@ def _check(world: World, expected: dict[str, list[str]]) -> None:
     assert not [path for path in left if ".arrow." in path.name or ".parquet." in path.name]
 
 
-@pytest.mark.parametrize("point", [POINTS[9]])
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
 def test_killed_at_a_chosen_point(point: str, world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
     with _start(world.directory, point) as process:
         process.communicate(timeout=300)
     assert process.returncode == -signal.SIGKILL
     _finish(world.directory)
     _check(world, undisturbed[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_every_chosen_point(
-    point: str, world: World, undisturbed: tuple[dict[str, list[str]], float]
-) -> None:
-    test_killed_at_a_chosen_point(point, world, undisturbed)
 
 
 def _kill_at_random(world: World, expected: dict[str, list[str]], *, seconds: float, seed: int, kills: int) -> None:

@@ -137,6 +137,7 @@ def test_rollback_returns_to_the_earlier_champion_and_says_why(february: Ran, ma
     assert ModelRegistry(world.workspace.root, name="flights").alias("champion") == 1
 
 
+@pytest.mark.slow
 def test_an_edited_file_does_not_orphan_the_champion(february: Ran, tmp_path: Path) -> None:
     world = copy_world(february[0], tmp_path / "world")
     old = world.spec.feature_set
