@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.errors import HeadraceError
-from engine.units import format_bytes
+from engine.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from engine.ledger import Entry
@@ -63,7 +63,7 @@ def vacuum(report: VacuumReport, *, as_json: bool) -> None:
     if report.compacted is not None and report.compacted.slices:
         _OUT.print(f"merged small chunks of {report.compacted.rows_out:,} rows", highlight=False)
     word = "would free" if report.dry_run else "freed"
-    _OUT.print(f"{word} {format_bytes(report.bytes)}; kept what is younger than {report.keep}", highlight=False)
+    _OUT.print(f"{word} {format_bytes(report.bytes)}; kept what is younger than {format_duration(report.keep)}", highlight=False)
 
 
 def status(value: Mapping[str, Any], *, as_json: bool) -> None:
