@@ -63,7 +63,8 @@ def vacuum(report: VacuumReport, *, as_json: bool) -> None:
     if report.compacted is not None and report.compacted.slices:
         _OUT.print(f"merged small chunks of {report.compacted.rows_out:,} rows", highlight=False)
     word = "would free" if report.dry_run else "freed"
-    _OUT.print(f"{word} {format_bytes(report.bytes)}; kept what is younger than {format_duration(report.keep)}", highlight=False)
+    keep = format_duration(report.keep)
+    _OUT.print(f"{word} {format_bytes(report.bytes)}; kept what is younger than {keep}", highlight=False)
 
 
 def status(value: Mapping[str, Any], *, as_json: bool) -> None:
