@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from engine.sources.files.blocks import is_well_quoted
 from engine.sources.protocol import LONGEST_VALUE
 from engine.spec import CsvSpec
 
 if TYPE_CHECKING:
     import polars as pl
+
+csv.field_size_limit(2**31 - 1)  # a long text is no error: how long it may be is for the admission to say
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,29 @@ def parse(block: bytes, names: Sequence[str], options: CsvSpec) -> Texts:
         )
     except (pl.exceptions.PolarsError, UnicodeDecodeError):
         return _one_by_one(block, names, options)
-    if frame.height and names and frame[names[-1]].null_count():
-        # Polars fills a record that is too short: where the last field is null, it is looked at again.
-        short = options.delimiter.encode()
-        if any(line.count(short) + 1 < len(names) for line in block.rstrip(b"\r\n").split(b"\n")):
-            return _one_by_one(block, names, options)
+    if not _is_whole(block, frame, options):
+        return _one_by_one(block, names, options)
     return Texts(frame, records=frame.height)
+
+
+def _is_whole(block: bytes, frame: pl.DataFrame, options: CsvSpec) -> bool:
+    """Return whether every record had all its fields: Polars fills a short one, and an empty line, with nulls.
+
+    It refuses records that are too long, so the number of delimiters tells: those between fields and those within.
+    """
+    import polars as pl
+
+    if frame.width == 1 and (b"\n\n" in block or b"\n\r\n" in block or block.startswith((b"\n", b"\r\n"))):
+        return False  # an empty line has as many delimiters as a record has
+    within = 0
+    if options.quote.encode() in block:
+        if not is_well_quoted(block, options.quote.encode(), options.delimiter.encode()):
+            return False
+        within = frame.select(
+            pl.sum_horizontal(pl.all().str.count_matches(options.delimiter, literal=True).sum())
+        ).item()
+    between = (frame.width - 1) * frame.height
+    return bool(block.count(options.delimiter.encode()) == between + within)
 
 
 def _one_by_one(block: bytes, names: Sequence[str], options: CsvSpec) -> Texts:

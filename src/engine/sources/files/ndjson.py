@@ -36,9 +36,10 @@ def parse(block: bytes, schema: pa.Schema) -> Texts:
     options = pa.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
     reading = pa.json.ReadOptions(use_threads=False, block_size=max(len(block) + 1, 2**20))
     try:
+        block.decode()  # Arrow does not look at what is within strings
         table = pa.json.read_json(io.BytesIO(block), read_options=reading, parse_options=options)
         frame = pl.DataFrame(table.select(wanted.names))
-    except (pa.ArrowException, IndexError):
+    except (pa.ArrowException, IndexError, UnicodeDecodeError):
         return _one_by_one(block, wanted)
     return Texts(frame, records=frame.height)
 

@@ -60,7 +60,7 @@ def typed_frame(frame: pl.DataFrame, own: pa.Schema) -> tuple[pa.RecordBatch, di
     arrays, wrong = [], dict[int, str]()
     for field in fields:
         name = field.name
-        lost = name in wanted and after[name][0] != before[name][0]
+        lost = name in wanted and (after[name][0] != before[name][0] or not _is_in_years(out[name]))
         source = frame if lost else out
         array = source[name].to_arrow(compat_level=pl.CompatLevel.oldest())
         if source[name].dtype == pl.String:
@@ -78,7 +78,7 @@ def _expression(frame: pl.DataFrame, field: pa.Field) -> pl.Expr | None:
     if frame.schema[field.name] != pl.String:
         return None
     if pa.types.is_integer(field.type):
-        return pl.col(field.name).cast(pl.Int64, strict=False)
+        return pl.col(field.name).cast(_polars(field.type), strict=False)
     if pa.types.is_floating(field.type):
         return pl.col(field.name).cast(pl.Float64, strict=False)
     if field.type == STAMP:
@@ -137,7 +137,7 @@ def _numbers(values: pa.Array, kind: pa.DataType) -> tuple[pa.Array, list[int]]:
     import polars as pl
 
     text = pl.Series(values)
-    wanted = pl.Int64 if pa.types.is_integer(kind) else pl.Float64
+    wanted = _polars(kind) if pa.types.is_integer(kind) else pl.Float64
     out = text.str.strip_chars().cast(wanted, strict=False)
     bad = [] if out.null_count() == text.null_count() else (out.is_null() & text.is_not_null()).arg_true().to_list()
     array = out.to_arrow(compat_level=pl.CompatLevel.oldest())
@@ -158,6 +158,20 @@ def _times(values: pa.Array) -> pa.Array:
     if extent["min"].as_py() is not None and not (extent["min"].as_py() >= _FIRST and extent["max"].as_py() < _END):
         raise pa.ArrowInvalid("outside the years 1 to 9999")
     return out
+
+
+def _polars(kind: pa.DataType) -> pl.DataType:
+    import polars as pl
+
+    return pl.Series(pa.array([], kind)).dtype
+
+
+def _is_in_years(values: pl.Series) -> bool:
+    """Return whether all times are within the years that a time of ours has; true of what is no time."""
+    if not values.dtype.is_temporal() or values.null_count() == len(values):
+        return True
+    whole = values.to_physical()
+    return bool(whole.min() >= _FIRST and whole.max() < _END)  # type: ignore[operator]
 
 
 _FIRST, _END = -62_135_596_800_000_000, 253_402_300_800_000_000
