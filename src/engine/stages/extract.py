@@ -166,7 +166,10 @@ class ExtractStage:
     def _settling(self, context: StageContext, plan: Plan, read: TaskResult) -> tuple[Task, Projection] | None:
         source = context.spec.source
         contract = Contract.from_json(read.outputs["contract"])
-        replaces = [*plan.bounds["range"].get("replaces", ())] if self.what == "raw" else []
+        # Older rows go only for files that the slice came to: it may have ended before the others.
+        came = {file["name"] for file in read.outputs["files"]}
+        gone = plan.bounds["range"].get("replaces", ()) if self.what == "raw" else ()
+        replaces = [name for name in gone if name in came]
         again = plan.bounds["kind"] != "new"
         made_key = source.is_files and self.what == "raw" and source.key == FILE_KEY
         identify = not made_key and (again or _is_files(context.spec, self.what) or source.on_conflict != "newest")

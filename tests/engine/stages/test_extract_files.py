@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.errors import SchemaChanged
+from engine.batching import read_batches
+from engine.errors import SchemaChanged, SourceError
 from engine.stages import extract as extraction
 from tests.shop import Shop, at
 
@@ -139,3 +140,35 @@ def test_labels_come_from_files_too_and_a_second_delivery_adds_nothing(shop: Sho
     assert shop.extract(FAR, "labels").rows_out == 2
     found = sorted((row["key"], row["labelled_at"].day, str(row["value"])) for row in shop.rows("labels"))
     assert found == [(1, 1, "True"), (1, 2, "False"), (2, 1, "False"), (3, 2, "None")]
+
+
+def test_rows_of_a_changed_file_stay_until_a_slice_comes_to_it(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(shop, "a.csv", _orders(0, 5))
+    _write(shop, "b.csv", _orders(5, 11))
+    shop.extract(FAR)
+    monkeypatch.setitem(extraction.SLICE_ROWS, "raw", 3)
+    _write(shop, "a.csv", _orders(0, 5, amount=2) + _orders(20, 21))
+    _write(shop, "b.csv", _orders(5, 11, amount=2) + _orders(21, 22))
+    first = shop.workspace.table("raw").ref().version
+    report = shop.extract(FAR)
+    assert report.slices >= 2
+    for version in range(first, shop.workspace.table("raw").ref().version + 1):
+        chunks = shop.workspace.table("raw").chunks(version=version)
+        files = {name for batch in read_batches([c.path for c in chunks]) for name in batch["_file"].to_pylist()}
+        assert files == {"a.csv", "b.csv"}
+    assert [row[1:] for row in sorted(_table(shop), key=lambda row: row[1])] == [
+        *((key, 2) for key in range(11)),
+        (20, 1),
+        (21, 1),
+    ]
+
+
+def test_a_damaged_file_that_was_moved_away_does_not_hold_up_the_others(shop: Shop) -> None:
+    folder = shop.directory / "in"
+    (folder / "a.parquet").write_bytes(b"PAR1 and no more")
+    _write(shop, "b.csv", _orders(0, 3))
+    with pytest.raises(SourceError, match=r"a\.parquet cannot be read"):
+        shop.extract(FAR)
+    (folder / "a.parquet").rename(shop.directory / "a.parquet")
+    assert shop.extract(FAR).rows_out == 3
+    assert shop.extract(FAR).slices == 0
