@@ -46,7 +46,7 @@ class SeenFile:
     name: str  # relative to the source's directory, or the whole URI
     size: int  # bytes
     modified: int  # microseconds since 1970 UTC
-    digest: str  # of the whole content, in hexadecimal; empty while ``offset`` is not None
+    digest: str  # of what has been read of it; empty where that is not known: it is then read anew when it changes
     rows: int  # read so far
     read_at: int  # microseconds since 1970 UTC: ``_read_at`` of its rows
     offset: int | None = None  # where to go on (bytes or rows, as the format has it); None: read to its end

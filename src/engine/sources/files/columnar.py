@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.sources.files.listing import Found, Place
+from engine.sources.files.listing import Found, Place, partition_value
 
 _PROBE_ROWS = 1_024
 _MOST_ROWS = 131_072
 _LEAST_ROW_BYTES = 8
+_LEAST_BATCHES = 16  # before batches grow again
+_ROWS_A_BATCH = 2_000  # are decoded in the time that a small batch takes
 
 
 def columnar_schema(place: Place, file: Found, *, format: str) -> pa.Schema:
@@ -22,7 +24,7 @@ def columnar_schema(place: Place, file: Found, *, format: str) -> pa.Schema:
     except (pa.ArrowException, OSError) as error:
         raise place.unreadable(file, error) from None
     for name, value in file.partition.items():
-        schema = schema.append(pa.field(name, pa.scalar(value).type))
+        schema = schema.append(pa.field(name, partition_value(value).type))
     return schema.remove_metadata()
 
 
@@ -52,7 +54,7 @@ def read_columnar(
             for batch in batches:
                 at += batch.num_rows
                 for name, value in file.partition.items():
-                    batch = batch.append_column(name, pa.array([value] * batch.num_rows, pa.scalar(value).type))
+                    batch = batch.append_column(name, pa.repeat(partition_value(value), batch.num_rows))
                 yield batch, at
     except (pa.ArrowException, OSError) as error:
         raise place.unreadable(file, error) from None
@@ -60,18 +62,26 @@ def read_columnar(
 
 def _parquet(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20) as file:
-        at, rows = start, _PROBE_ROWS
         total = file.metadata.num_rows
+        at, rows, due = start, min(_PROBE_ROWS, _by_footer(file.metadata, batch_bytes)), 0
         while at < total:
-            # One pass with batches of this many rows; it ends early when they turn out to be of another size.
-            for batch in _from(file, at, rows):
+            # One pass with batches of this many rows; it ends early when they turn out to be of another size. Each pass
+            # begins with the row group anew, so the next one waits until small batches have cost about as much.
+            for passed, batch in enumerate(_from(file, at, rows)):
                 at += batch.num_rows
                 yield batch
                 row_bytes = max(_LEAST_ROW_BYTES, batch.nbytes / max(1, batch.num_rows))
                 fitting = max(1, min(_MOST_ROWS, int(batch_bytes / row_bytes)))
-                if fitting < rows // 2 or (fitting > 2 * rows and at < total):
-                    rows = fitting
+                if fitting < rows // 2 or (fitting > 2 * rows and passed >= due):
+                    rows, due = fitting, max(_LEAST_BATCHES, at // _ROWS_A_BATCH)
                     break
+
+
+def _by_footer(metadata: pq.FileMetaData, batch_bytes: int) -> int:
+    """Return how many rows are a batch by what the footer says of their encoded size: no more than that are tried."""
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return max(1, int(batch_bytes / max(_LEAST_ROW_BYTES, largest)))
 
 
 def _from(file: pq.ParquetFile, start: int, rows: int) -> Iterator[pa.RecordBatch]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
 from pydantic import SecretStr
 
 from engine.errors import SourceError, SpecError
+from engine.sources.files.digests import PIECE_BYTES, Digest
 from engine.sources.scrubbing import scrub
 
 FORMATS: Mapping[str, str] = {
@@ -36,7 +37,6 @@ ALLOWED = "a path, a directory, a glob such as data/*.parquet, file://, s3://, g
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]+)://")
 _OF_ARROW = ("file", "s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 _DELTA = "delta:"
-_READ_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Found:
     path: str  # within its file system
     size: int  # bytes
     modified: int  # microseconds since 1970 UTC
-    partition: Mapping[str, Any] = field(default_factory=dict)  # of a Delta table: columns that the path holds
+    partition: Mapping[str, Sequence[str | None]] = field(default_factory=dict)  # of a Delta table: text and type
 
     @property
     def format(self) -> str | None:
@@ -89,6 +89,7 @@ class Place:
         base = text if wild is None else "/".join(parts[:wild]) or "."
         self._pattern = None if wild is None else "/".join(parts[wild:])
         self.filesystem, self._base = _filesystem(base, uri)
+        self._uri = base if _SCHEME.match(base) else self._base
         if isinstance(self.filesystem, pa.fs.LocalFileSystem) and (Path(self._base) / "_delta_log").is_dir():
             self._delta, self.format = True, "parquet"
 
@@ -96,6 +97,11 @@ class Place:
     def delta_version(self) -> int | None:
         """The newest version of a Delta table; None for files."""
         return self._table().version() if self._delta else None
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is a Delta table."""
+        return self._delta
 
     def files(self) -> tuple[list[Found], int]:
         """Return the files, oldest first, and how many were passed over (hidden, empty, of no known format).
@@ -153,16 +159,28 @@ class Place:
             raise self.unreadable(file, error) from None
 
     def digest(self, file: Found, size: int | None = None) -> str:
-        """Return SHA-256 of a file's content, or of its first ``size`` bytes, in hexadecimal."""
-        left, found = file.size if size is None else size, hashlib.sha256()
+        """Return the digest of a file's content, or of its first ``size`` bytes; see ``digests.py``."""
+        left, found = file.size if size is None else size, Digest()
         try:
             with self.open(file) as handle:
-                while left > 0 and (data := handle.read(min(_READ_BYTES, left))):
+                while left > 0 and (data := handle.read(min(PIECE_BYTES, left))):
                     found.update(data)
                     left -= len(data)
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             raise self.unreadable(file, error) from None
-        return found.hexdigest()
+        return found.text()
+
+    def as_listed(self, file: Found) -> bool | None:
+        """Return whether a file is still what the listing showed; None: it is gone."""
+        try:
+            info = self.filesystem.get_file_info(file.path)
+        except (OSError, pa.ArrowException) as error:
+            raise self.unreadable(file, error) from None
+        if info.type == pa.fs.FileType.NotFound:
+            return None
+        if self._delta:
+            return True  # names are never used again
+        return (int(info.size or 0), int((info.mtime_ns or 0) // 1_000)) == (file.size, file.modified)
 
     def ends_a_line(self, file: Found, size: int) -> bool:
         """Return whether the byte before ``size`` ends a line."""
@@ -187,13 +205,15 @@ class Place:
         from deltalake.exceptions import DeltaError
 
         try:
-            table = DeltaTable(self._base)
+            table = DeltaTable(self._uri)
         except (DeltaError, OSError) as error:
             raise SourceError(
                 f"{self._shown()} cannot be opened as a Delta table: {scrub(str(error), self.uri)}"
             ) from None
-        features = set(table.protocol().reader_features or ())
-        if features & {"deletionVectors", "columnMapping"}:
+        features = {"deletionVectors", "columnMapping"} & set(table.protocol().reader_features or ())
+        if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+            features.add("columnMapping")
+        if features:
             raise SourceError(
                 f"{self._shown()} uses {', '.join(sorted(features))}, which are not read",
                 hint="write it without, or export it as Parquet",
@@ -201,15 +221,15 @@ class Place:
         return table
 
     def _delta_files(self) -> list[Found]:
-        out = []
-        for action in pa.table(self._table().get_add_actions(flatten=True)).to_pylist():
-            prefix = "partition."
-            partition = {name.removeprefix(prefix): value for name, value in action.items() if name.startswith(prefix)}
+        table, out = self._table(), []
+        kinds = {name: pa.schema(table.schema().to_arrow()).field(name).type for name in _partitions(table)}
+        for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
+            partition = {name: _as_text(action[f"partition.{name}"], kind) for name, kind in kinds.items()}
             modified = action["modification_time"]
             out.append(
                 Found(
                     name=action["path"],
-                    path=f"{self._base.rstrip('/')}/{action['path']}",
+                    path=f"{self._base.rstrip('/')}/{unquote(action['path'])}",
                     size=int(action["size_bytes"]),
                     modified=int(modified.timestamp() * 1_000_000)
                     if hasattr(modified, "timestamp")
@@ -218,6 +238,31 @@ class Place:
                 )
             )
         return sorted(out, key=lambda file: (file.modified, file.name))
+
+
+def _partitions(table: Any) -> Sequence[str]:
+    return [str(name) for name in table.metadata().partition_columns]
+
+
+_PARTITION_TYPES = {
+    str(kind): kind
+    for kind in (
+        pa.string(),
+        *(pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_(), pa.date32()),
+        *(pa.timestamp("us", tz="UTC"), pa.timestamp("us")),
+    )
+}
+
+
+def partition_value(value: Sequence[str | None]) -> pa.Scalar:
+    """Return a column's one value in a file of a Delta table, of the table's type; text where that is none of ours."""
+    text, kind = value
+    return pa.scalar(text, pa.string()).cast(_PARTITION_TYPES.get(str(kind), pa.string()))
+
+
+def _as_text(value: Any, kind: pa.DataType) -> Sequence[str | None]:
+    """Return a value with its type, as JSON has them."""
+    return (None if value is None else pa.scalar(value).cast(pa.string()).as_py(), str(kind))
 
 
 def _filesystem(base: str, uri: SecretStr) -> tuple[pa.fs.FileSystem, str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,9 +24,10 @@ from engine.sources.casting import cast_rows, reject
 from engine.sources.dialects import nearest
 from engine.sources.files import delimited, ndjson
 from engine.sources.files.blocks import blocks, without_mark
-from engine.sources.files.changes import Change, changes
+from engine.sources.files.changes import Change, Changes, additions, changes
 from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar
 from engine.sources.files.delimited import Texts
+from engine.sources.files.digests import Digest
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.texts import NAMED, guessed, typed_frame
 from engine.sources.protocol import STAMP, Batch, Ending, Rejected, Seen, SeenFile, Window
@@ -44,6 +45,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OWN = (FILE, READ_AT, FILE_KEY)
 _ROW = "_headrace_row"  # the number of a row in its file, until the columns of every file are added
 _PARSING = 2  # blocks of text at once: reading and writing leave a core and a half
+_Behind = tuple[int, str]  # the offset behind a block, and the digest of all before it
 
 
 @dataclass(frozen=True)
@@ -139,22 +141,24 @@ class FileSource:
     def next_range(self, seen: Seen, window: Window) -> Mapping[str, Any] | None:
         """Return files that are new, have grown or changed; with ``since`` those read since then, again."""
         until = (window.until - _EPOCH) // (_EPOCH.resolution)
-        found, passed = self._place.files()
-        found = [file for file in found if file.modified <= until]
+        listed, passed = self._place.files()
+        found = [file for file in listed if file.modified <= until]
         version = self._place.delta_version
         shared = {"limit_rows": window.limit_rows, "until": format_time(window.until), "version": version}
         if window.since is not None:
             return self._again(found, seen, window, shared)
-        new = changes(found, seen.files(), self._place, can_grow=self._can_grow)
+        new = self._changes(found, seen.files(), present={file.name for file in listed})
         counts = {**new.counts, **({"skipped": passed} if passed else {})}
         if not new.read and not new.noted:
             return None
+        kept = new.read[:_MOST_FILES]
+        left_out = {change.file.name for change in new.read[_MOST_FILES:]}
         return {
             **shared,
-            "files": [_entry(change) for change in new.read[:_MOST_FILES]],
-            "left": len(new.read) > _MOST_FILES,
+            "files": [_entry(change) for change in kept],
+            "left": bool(left_out),
             "noted": [file.to_json() for file in new.noted],
-            "replaces": [change.file.name for change in new.read[:_MOST_FILES] if change.kind == "changed"],
+            "replaces": [name for name in new.replaces if name not in left_out],
             "counts": counts,
         }
 
@@ -163,6 +167,8 @@ class FileSource:
         out: list[tuple[str, pa.Schema]] = []
         for entry in bounds["files"]:
             file = _found(entry)
+            if self._place.as_listed(file) is None:
+                continue
             schema = self._schema_of(file)
             if all(not schema.equals(other) for _, other in out):
                 out.append((file.name, schema))
@@ -181,8 +187,14 @@ class FileSource:
                 progress.more = True
                 break
             file, start = _found(entry), int(entry["offset"])
-            rows, offset, whole = int(entry["rows"]), start, True
-            for part, offset, records in self._parts(file, start, rows, schema, batch_bytes):
+            if self._place.as_listed(file) is None:  # moved away since the plan was made: perhaps because it is damaged
+                progress.counts["gone"] += 1
+                progress.more = progress.more or (at == len(entries) - 1 and bool(bounds["left"]))
+                continue
+            rows, offset, whole, digest = int(entry["rows"]), start, True, str(entry["digest"])
+            parts = self._parts(file, start, rows, schema, batch_bytes, digest)
+            for part, offset, records, so_far in parts:
+                digest = so_far
                 yield self._finished(part, file, rows, records, int(entry["read_at"]), schema)
                 rows, left = rows + records, left - records
                 if left <= 0:
@@ -193,13 +205,16 @@ class FileSource:
                     name=file.name,
                     size=file.size,
                     modified=file.modified,
-                    digest=self._place.digest(file) if whole else "",
+                    digest=self._digest(file, digest, offset, whole=whole),
                     rows=rows,
                     read_at=int(entry["read_at"]),
                     offset=None if whole else offset,
                 )
             )
+            if entry["kind"] != "rest":
+                progress.counts[entry["kind"]] += 1
             progress.scan = {
+                **({"version": bounds["version"]} if bounds["version"] is not None else {}),
                 "modified": file.modified,
                 "name": file.name,
                 "offset": None if whole else offset,
@@ -250,8 +265,13 @@ class FileSource:
             "left": len(entries) > len(kept),
             "noted": [],
             "replaces": [name for name in replaces if name in names],
-            "counts": {"again": len(kept)},
+            "counts": {},
         }
+
+    def _changes(self, found: Sequence[Found], seen: Mapping[str, SeenFile], *, present: Collection[str]) -> Changes:
+        if self._place.is_delta:
+            return additions(found, seen, present=present, replacing=self._key == FILE_KEY)
+        return changes(found, seen, self._place, can_grow=self._can_grow, present=present)
 
     def _can_grow(self, file: Found) -> bool:
         return self._format(file) in ("csv", "ndjson") and file.compression is None
@@ -263,6 +283,12 @@ class FileSource:
 
     def _schema_of(self, file: Found) -> pa.Schema:
         own = self._own_schema(file)
+        taken = [name for name in (FILE, READ_AT, FILE_KEY) if name in own.names]
+        if taken:
+            raise SourceSchemaError(
+                f"file {file.name} has a column {taken[0]!r}, which is the name of one that every file is given",
+                hint="rename it in the file",
+            )
         for name in (self._key, self._cursor, *(self._wanted or ())):
             if name not in own.names and name not in _OWN:
                 hint = nearest(name, own.names, what="columns")
@@ -286,7 +312,7 @@ class FileSource:
             return columnar_schema(self._place, file, format=format)
         first = self._first_block(file)
         if format == "csv":
-            names, size = delimited.header_of(first, self._csv)
+            names, size = self._header(file, first)
         else:
             names, size = ndjson.names_of(first), 0
         if all(name in self._types for name in names):
@@ -305,6 +331,15 @@ class FileSource:
             self._guessed[name] = STAMP if name in self._times else guessed(sample.to_arrow().cast(pa.string()))
         return self._guessed[name]
 
+    def _header(self, file: Found, first: bytes) -> tuple[Sequence[str], int]:
+        names, size = delimited.header_of(first, self._csv)
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise SourceSchemaError(
+                f"file {file.name} has more than one column {twice[0]!r}", hint="give each column a name of its own"
+            )
+        return names, size
+
     def _first_block(self, file: Found) -> bytes:
         with self._open(file, 0) as stream:
             for block, _ in self._blocks(stream, file, 0, _SAMPLE_BYTES):
@@ -314,18 +349,21 @@ class FileSource:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def _parts(
-        self, file: Found, start: int, rows: int, schema: pa.Schema, batch_bytes: int
-    ) -> Iterator[tuple[Batch, int, int]]:
-        """Yield batches, the offset behind each, and how many records it came from."""
+        self, file: Found, start: int, rows: int, schema: pa.Schema, batch_bytes: int, digest: str
+    ) -> Iterator[tuple[Batch, int, int, str]]:
+        """Yield batches, the offset behind each, how many records it came from, and the digest up to the offset.
+
+        The digest is empty where bytes are not read in order.
+        """
         format = self._format(file)
         if format in ("parquet", "arrow"):
             for raw, offset in read_columnar(self._place, file, format=format, start=start, batch_bytes=batch_bytes):
-                yield Batch(raw), offset, raw.num_rows
+                yield Batch(raw), offset, raw.num_rows, ""
             return
         names: Sequence[str] = ()
         header_bytes = 0
         if format == "csv":
-            names, header_bytes = delimited.header_of(self._first_block(file), self._csv)
+            names, header_bytes = self._header(file, self._first_block(file))
         own = pa.schema([(field.name, field.type) for field in schema if field.name not in _OWN])
         # A block of text grows as it is parsed: bytes, columns of text, columns of types; and some are on their way.
         size = max(64 * 1024, min(_BLOCK_BYTES, batch_bytes // (1 + _PARSING)))
@@ -335,18 +373,42 @@ class FileSource:
             return self._typed(texts, own)
 
         with self._open(file, start) as stream:
+            so_far = self._digest_so_far(file, start, digest)
             at = rows
-            for parsed, offset in _in_order(self._text_blocks(stream, file, start, size, header_bytes), parse):
-                yield self._numbered(parsed, file, at), offset, parsed.records
+            texts = self._text_blocks(stream, file, start, size, header_bytes, so_far)
+            for parsed, (offset, digest) in _in_order(texts, parse):
+                yield self._numbered(parsed, file, at), offset, parsed.records, digest
                 at += parsed.records
 
     def _text_blocks(
-        self, stream: pa.NativeFile, file: Found, start: int, size: int, header_bytes: int
-    ) -> Iterator[tuple[bytes, int]]:
+        self, stream: pa.NativeFile, file: Found, start: int, size: int, header_bytes: int, so_far: Digest | None
+    ) -> Iterator[tuple[bytes, tuple[int, str]]]:
         for block, offset in self._blocks(stream, file, start, size):
+            if so_far is not None:
+                so_far.update(block)
             body = without_mark(block)[header_bytes:] if offset == len(block) else block
-            if body.strip(b"\r\n"):
-                yield body, offset
+            yield body, (offset, so_far.text() if so_far is not None else "")
+
+    def _digest_so_far(self, file: Found, start: int, before: str) -> Digest | None:
+        """Return the digest of what lies before ``start``, to go on with; None where that is not known."""
+        if file.compression is not None or (start and not before):
+            return None
+        digest = Digest(before, at=start)
+        if start:
+            behind = Digest.behind(start)
+            with self._open(file, start - behind) as stream:
+                digest.update(stream.read(behind))
+        return digest
+
+    def _digest(self, file: Found, read: str, offset: int, *, whole: bool) -> str:
+        """Return the digest of what was read of a file; empty when it was not the file that the listing showed."""
+        text = file.compression is None and self._format(file) in ("csv", "ndjson")
+        if not whole or (text and read and offset == file.size):
+            return read if text else ""
+        if self._place.is_delta:
+            return ""  # a name stands for its content
+        digest = self._place.digest(file)
+        return digest if self._place.as_listed(file) else ""
 
     def _typed(self, texts: Texts, own: pa.Schema) -> _Parsed:
         """Return columns of text as the schema's types, and the rows apart that are none of them."""
@@ -422,20 +484,28 @@ class FileSource:
     def _blocks(self, stream: pa.NativeFile, file: Found, start: int, size: int) -> Iterator[tuple[bytes, int]]:
         quote = self._csv.quote.encode() if self._format(file) == "csv" else None
         try:
-            yield from blocks(stream, name=file.name, start=start, block_bytes=size, quote=quote)
+            yield from blocks(
+                stream,
+                name=file.name,
+                start=start,
+                block_bytes=size,
+                quote=quote,
+                delimiter=self._csv.delimiter.encode(),
+                end=file.size if file.compression is None else None,
+            )
         except (OSError, pa.ArrowException) as error:
             raise self._place.unreadable(file, error) from None
 
 
 def _in_order(
-    blocks_of: Iterator[tuple[bytes, int]], parse: Callable[[bytes], _Parsed]
-) -> Iterator[tuple[_Parsed, int]]:
+    blocks_of: Iterator[tuple[bytes, _Behind]], parse: Callable[[bytes], _Parsed]
+) -> Iterator[tuple[_Parsed, _Behind]]:
     """Yield each block parsed, in order, while threads parse the next ones."""
     with ThreadPoolExecutor(_PARSING, thread_name_prefix="headrace-parser") as pool:
-        ahead: deque[tuple[Future[_Parsed], int]] = deque()
+        ahead: deque[tuple[Future[_Parsed], _Behind]] = deque()
         try:
-            for block, offset in blocks_of:
-                ahead.append((pool.submit(parse, block), offset))
+            for block, behind in blocks_of:
+                ahead.append((pool.submit(parse, block), behind))
                 if len(ahead) > _PARSING:
                     future, behind = ahead.popleft()
                     yield future.result(), behind
@@ -459,6 +529,7 @@ def _entry(change: Change) -> dict[str, Any]:
         "offset": change.offset,
         "rows": change.rows,
         "read_at": change.read_at,
+        "digest": change.digest,
     }
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +403,200 @@ def test_hidden_and_empty_files_and_other_suffixes_are_passed_over(tmp_path: Pat
     assert reader.counts == [{"new": 1, "skipped": 5}]
 
 
+def _bounds(source: FileSource, reader: Reader, limit_rows: int = 10**6) -> Any:
+    bounds = source.next_range(Seen(files=lambda: reader.files), Window(until=EVER, limit_rows=limit_rows))
+    return json.loads(json.dumps(bounds))
+
+
+def _read(source: FileSource, bounds: Any, reader: Reader) -> list[Row]:
+    """Read a range of which the plan was made before, and record it."""
+    schema = first_contract(source.schemas(bounds), key="_key", cursor="_read_at").stored
+    rows = [row for batch in source.read(bounds, schema=schema, batch_bytes=2**20) for row in batch.rows.to_pylist()]
+    reader.files |= {file.name: file for file in source.ending().files}
+    return rows
+
+
+@pytest.mark.parametrize("suffix", ["csv", "ndjson"])
+def test_lines_that_come_while_a_file_is_read_come_once_and_with_the_next_slice(tmp_path: Path, suffix: str) -> None:
+    path, whole = tmp_path / f"a.{suffix}", WRITERS[suffix](_rows(0, 9))
+    path.write_bytes(WRITERS[suffix](_rows(0, 4)))
+    reader, source = Reader(str(tmp_path)), FileSource(SecretStr(str(tmp_path)))
+    bounds = _bounds(source, reader)
+    path.write_bytes(whole)
+    assert [row["id"] for row in _read(source, bounds, reader)] == [0, 1, 2, 3]
+    assert [row["id"] for row in _read(FileSource(SecretStr(str(tmp_path))), bounds, reader)] == [0, 1, 2, 3]
+    reader.run()
+    assert [row["id"] for row in reader.rows] == [4, 5, 6, 7, 8]
+    assert reader.counts == [{"grown": 1}]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "parquet", "arrow"])
+def test_a_file_that_is_replaced_while_its_plan_waits_is_read_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(WRITERS[suffix](_rows(0, 4)))
+    reader, source = Reader(str(tmp_path)), FileSource(SecretStr(str(tmp_path)))
+    bounds = _bounds(source, reader)
+    path.write_bytes(WRITERS[suffix](_rows(4, 10)))
+    os.utime(path, ns=(0, 2 * 10**18))
+    _read(source, bounds, reader)
+    reader.run()
+    assert reader.replaced == [path.name]
+    assert [row["id"] for row in reader.rows] == list(range(4, 10))
+
+
+def test_a_file_that_is_gone_when_its_plan_is_run_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1 and no more")
+    (tmp_path / "whole.parquet").write_bytes(_parquet(_rows(0, 3)))
+    reader, source = Reader(str(tmp_path)), FileSource(SecretStr(str(tmp_path)))
+    bounds = _bounds(source, reader)
+    with pytest.raises(SourceError, match=r"damaged\.parquet cannot be read"):
+        source.schemas(bounds)
+    (tmp_path / "damaged.parquet").unlink()
+    assert len(_read(source, bounds, reader)) == 3
+    assert source.ending().counts == {"gone": 1, "new": 1}
+    assert reader.run() == 0
+
+
+def test_a_log_that_is_rotated_keeps_the_rows_of_its_old_name(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(_csv(_rows(0, 3)))
+    reader = Reader(str(tmp_path))
+    reader.run()
+    (tmp_path / "log.csv").rename(tmp_path / "log-1.csv")
+    (tmp_path / "log.csv").write_bytes(_csv(_rows(3, 9)))
+    reader.run()
+    left = {row["_key"]: row["id"] for row in reader.rows if row["_file"] not in reader.replaced or row["id"] >= 3}
+    assert reader.replaced == ["log.csv"]
+    assert sorted(left.values()) == list(range(9))
+
+
+def test_a_file_of_equal_content_is_known_by_what_slices_have_read(tmp_path: Path) -> None:
+    whole = _csv(_rows(0, 20_000))
+    (tmp_path / "a.csv").write_bytes(whole)
+    reader = Reader(str(tmp_path), limit_rows=6_000, batch_bytes=2**17)
+    reader.run()
+    assert reader.slices > 2
+    (tmp_path / "b.csv").write_bytes(whole)
+    assert reader.run() == 0
+    assert reader.files["b.csv"].same_as == "a.csv"
+    (tmp_path / "a.csv").write_bytes(whole + _csv(_rows(20_000, 20_004)).split(b"\n", 1)[1])
+    assert reader.run() == 4
+    assert reader.counts[-1] == {"grown": 1}
+
+
+@pytest.mark.parametrize(
+    ("block", "rows", "unreadable"),
+    [
+        (b'1,2,3\n"a,b",c\n4,5,\n', [("1", "2", "3"), ("4", "5", None)], [(1, "2 fields where 3 are due")]),
+        (b"1,2,3\n\n4,5,6\n", [("1", "2", "3"), ("4", "5", "6")], []),
+        (b'1,2,"a\n\nb"\n4,,\n', [("1", "2", "a\n\nb"), ("4", None, None)], []),
+        (b"1,2\r\n3,4,5\r\n", [("3", "4", "5")], [(0, "2 fields where 3 are due")]),
+        (b'1,2,"' + b"x" * 200_000 + b'"\n3\n', [("1", "2", "x" * 200_000)], [(1, "1 fields where 3 are due")]),
+        (b'1,5" pipe,x\n2,a,b\n3,6" pipe,\n', [("1", '5" pipe', "x"), ("2", "a", "b"), ("3", '6" pipe', None)], []),
+    ],
+)
+def test_a_record_has_all_its_fields_or_is_set_apart(
+    block: bytes, rows: list[tuple[str | None, ...]], unreadable: list[tuple[int, str]]
+) -> None:
+    texts = parse(block, ["a", "b", "c"], CsvSpec())
+    assert texts.frame.rows() == rows
+    assert [(one.row, one.reason) for one in texts.unreadable] == unreadable
+
+
+def test_an_empty_line_is_no_record_in_a_file_of_one_column_either(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('id\n1\n\n""\n3\n')
+    reader = Reader(str(tmp_path))
+    reader.run()
+    assert [(row["_key"], row["id"]) for row in reader.rows] == [("a.csv#0", 1), ("a.csv#1", None), ("a.csv#2", 3)]
+
+
+@pytest.mark.parametrize("size", [8, 40, 1_000])
+def test_a_quote_within_a_field_is_a_character(size: int) -> None:
+    whole = b'1,5" pipe\n2,x\n3,"a\n""b"""\n4,y\n'
+    found = blocks(pa.BufferReader(whole), name="x", start=0, block_bytes=size, quote=b'"')
+    rows = [row for block, _ in found for row in parse(block, ["a", "b"], CsvSpec()).frame.rows()]
+    assert rows == [("1", '5" pipe'), ("2", "x"), ("3", 'a\n"b"'), ("4", "y")]
+
+
+def test_a_quote_that_is_never_closed_ends_in_an_error_before_it_fills_the_memory(tmp_path: Path) -> None:
+    with open(tmp_path / "a.csv", "wb") as sink:
+        sink.write(b'id,name\n1,"never closed\n')
+        for _ in range(50):
+            sink.write(b"2,x\n" * 2**18)
+    with pytest.raises(SourceError, match="the record at byte 8 does not end within 32 MiB"):
+        Reader(str(tmp_path), types=pa.schema([("id", pa.int64()), ("name", pa.string())])).run()
+
+
+def test_lines_of_json_that_are_no_text_are_set_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_bytes(b'{"a": "x"}\n{"a": "\xff\xfe"}\n{"a": "y"}\n')
+    reader = Reader(str(tmp_path))
+    reader.run()
+    assert [row["a"] for row in reader.rows] == ["x", "y"]
+    assert [(one.place, one.reason) for one in reader.rejected] == [("a.ndjson#1", "it is no JSON object")]
+
+
+def test_times_outside_the_years_that_a_time_has_are_set_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("t\n2026-01-01\n0000-01-01\n9999-12-31\n")
+    reader = Reader(str(tmp_path), named={"t": "time"})
+    reader.run()
+    assert [row["t"].year for row in reader.rows] == [2026, 9999]
+    assert [one.value for one in reader.rejected] == ["0000-01-01"]
+
+
+def test_names_that_come_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,a\n1,2\n")
+    with pytest.raises(SourceSchemaError, match="more than one column 'a'"):
+        Reader(str(tmp_path)).run()
+    (tmp_path / "a.csv").write_text("a,_file\n1,2\n")
+    with pytest.raises(SourceSchemaError, match="has a column '_file'"):
+        Reader(str(tmp_path)).run()
+
+
+def test_fat_rows_of_parquet_come_in_batches_of_few_and_thin_ones_of_many(tmp_path: Path) -> None:
+    fat = [os.urandom(100_000).hex() for _ in range(100)]
+    texts = [*["thin"] * 20_000, *fat, *["thin"] * 400_000]
+    pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), tmp_path / "a.parquet", use_dictionary=["id"])
+    source, reader = FileSource(SecretStr(str(tmp_path))), Reader(str(tmp_path))
+    sizes = [
+        (batch.rows.num_rows, batch.rows.nbytes)
+        for batch in source.read(_bounds(source, reader), schema=source.schema(), batch_bytes=2**20)
+    ]
+    assert sum(rows for rows, _ in sizes) == len(texts)
+    assert len(sizes) < 1_500
+    only_fat = tmp_path / "fat" / "a.parquet"
+    only_fat.parent.mkdir()
+    pq.write_table(pa.table({"text": fat}), only_fat)
+    source = FileSource(SecretStr(str(only_fat)))
+    for batch in source.read(_bounds(source, reader), schema=source.schema(), batch_bytes=2**20):
+        assert batch.rows.nbytes < 2 * 2**20
+
+
+def test_a_delta_table_has_the_types_and_the_names_of_its_partitions(tmp_path: Path) -> None:
+    from deltalake import DeltaTable, write_deltalake
+
+    table = tmp_path / "t"
+    days = [date(2026, 1, 1), date(2026, 1, 2), None]
+    parts = pa.table({"id": [1, 2, 3], "day": days, "part": ["a b", "c/d:é%", "x"], "n": pa.array([1, None, 3])})
+    write_deltalake(table, parts, partition_by=["day", "part", "n"])
+    reader = Reader(f"delta:file://{table}")
+    reader.run()
+    assert sorted((row["id"], row["part"], row["n"]) for row in reader.rows) == [
+        (1, "a b", 1),
+        (2, "c/d:é%", None),
+        (3, "x", 3),
+    ]
+    assert {row["id"]: row["day"] and row["day"].date() for row in reader.rows} == dict(
+        zip([1, 2, 3], days, strict=True)
+    )
+    for _ in range(2):  # two equal files, and both are meant
+        write_deltalake(tmp_path / "u", pa.table({"id": [7]}), mode="append")
+    reader = Reader(str(tmp_path / "u"))
+    assert reader.run() == 2
+    DeltaTable(tmp_path / "u").optimize.compact()
+    assert reader.run() == 2
+    assert len(reader.replaced) == 2
+    assert reader.run() == 0
+
+
 FIELD = st.text(st.sampled_from(list('ab",\n\r é')), max_size=6)
 
 
@@ -423,3 +617,28 @@ def test_blocks_and_fields_are_those_of_python_s_csv_module(records: list[list[s
     assert ends[-1] == len(whole)
     assert got == [tuple(field or None for field in record) for record in records]
     assert isinstance(texts.frame, pl.DataFrame)
+
+
+LOOSE = st.text(st.sampled_from(list('ab",\n ')), max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(records=st.lists(st.tuples(LOOSE, LOOSE, st.booleans()), min_size=1, max_size=8), size=st.integers(1, 60))
+def test_quotes_within_fields_that_are_not_quoted_are_as_in_python_s_csv_module(
+    records: list[tuple[str, str, bool]], size: int
+) -> None:
+    lines = []
+    for first, second, quoted in records:
+        if quoted:
+            lines.append("x,{},{}".format(*(f'"{part.replace(chr(34), chr(34) * 2)}"' for part in (first, second))))
+        else:
+            bare = ("x" + part.replace(",", "").replace("\n", "") for part in (first, second))
+            lines.append("x,{},{}".format(*bare))
+    whole = "".join(f"{line}\n" for line in lines)
+    wanted = [tuple(field or None for field in record) for record in csv.reader(io.StringIO(whole, newline=""))]
+    got = []
+    for block, _ in blocks(pa.BufferReader(whole.encode()), name="x", start=0, block_bytes=size, quote=b'"'):
+        texts = parse(block, ["a", "b", "c"], CsvSpec())
+        assert not texts.unreadable
+        got += texts.frame.rows()
+    assert got == wanted
