@@ -51,8 +51,10 @@ def blocks(
     while data := stream.read(size if end is None else min(size, end - offset - len(held))):
         held = held + data if held else data
         cut = _last_record(held, quote)
-        if quote is not None and (cut == 0 or not is_well_quoted(held[:cut], quote, delimiter)):
+        block = held[:cut]
+        if quote is not None and (cut == 0 or not is_well_quoted(block, quote, delimiter)):
             cut = _last_plain_record(held, quote, delimiter)
+            block = held[:cut]
         if cut == 0:
             if len(held) > longest:
                 raise SourceError(
@@ -62,7 +64,7 @@ def blocks(
             size = len(held)  # read as much again: a record that is larger than a block
             continue
         size = block_bytes
-        yield held[:cut], offset + cut
+        yield block, offset + cut
         held, offset = held[cut:], offset + cut
     if held:
         yield held, offset + len(held)

@@ -81,6 +81,9 @@ def _expression(frame: pl.DataFrame, field: pa.Field) -> pl.Expr | None:
         return pl.col(field.name).cast(_polars(field.type), strict=False)
     if pa.types.is_floating(field.type):
         return pl.col(field.name).cast(pl.Float64, strict=False)
+    if pa.types.is_boolean(field.type):
+        column = pl.col(field.name)
+        return pl.when(column == "true").then(True).when(column == "false").then(False)
     if field.type == STAMP:
         first = next(iter(frame[field.name].drop_nulls().head(1)), "")
         written = _FORMATS.get(
