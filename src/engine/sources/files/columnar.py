@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.sources.files.listing import Found, Place, partition_value
+from engine.sources.files.listing import Found, Place
+from engine.sources.files.partitions import partition_value
 
 _PROBE_ROWS = 1_024
 _MOST_ROWS = 131_072

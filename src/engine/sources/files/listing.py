@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from engine.errors import SourceError, SpecError
 from engine.sources.files.digests import PIECE_BYTES, Digest
+from engine.sources.files.partitions import as_text
 from engine.sources.scrubbing import scrub
 
 FORMATS: Mapping[str, str] = {
@@ -224,7 +225,7 @@ class Place:
         table, out = self._table(), []
         kinds = {name: pa.schema(table.schema().to_arrow()).field(name).type for name in _partitions(table)}
         for action in pa.table(table.get_add_actions(flatten=True)).to_pylist():
-            partition = {name: _as_text(action[f"partition.{name}"], kind) for name, kind in kinds.items()}
+            partition = {name: as_text(action[f"partition.{name}"], kind) for name, kind in kinds.items()}
             modified = action["modification_time"]
             out.append(
                 Found(
@@ -242,27 +243,6 @@ class Place:
 
 def _partitions(table: Any) -> Sequence[str]:
     return [str(name) for name in table.metadata().partition_columns]
-
-
-_PARTITION_TYPES = {
-    str(kind): kind
-    for kind in (
-        pa.string(),
-        *(pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.bool_(), pa.date32()),
-        *(pa.timestamp("us", tz="UTC"), pa.timestamp("us")),
-    )
-}
-
-
-def partition_value(value: Sequence[str | None]) -> pa.Scalar:
-    """Return a column's one value in a file of a Delta table, of the table's type; text where that is none of ours."""
-    text, kind = value
-    return pa.scalar(text, pa.string()).cast(_PARTITION_TYPES.get(str(kind), pa.string()))
-
-
-def _as_text(value: Any, kind: pa.DataType) -> Sequence[str | None]:
-    """Return a value with its type, as JSON has them."""
-    return (None if value is None else pa.scalar(value).cast(pa.string()).as_py(), str(kind))
 
 
 def _filesystem(base: str, uri: SecretStr) -> tuple[pa.fs.FileSystem, str]:

@@ -1,61 +1,43 @@
-"""Files as a source: which are new is ``changes.py``, how each format is read ``columnar.py``, ``delimited.py`` and
-``ndjson.py``.
+"""Files as a source: what a slice reads of them, and what became of each.
+
+Which are new is ``changes.py``; how each format is read ``columnar.py`` and ``text_reader.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError, SourceSchemaError
-from engine.sources.casting import cast_rows, reject
+from engine.sources.casting import cast_rows
 from engine.sources.dialects import nearest
-from engine.sources.files import delimited, ndjson
-from engine.sources.files.blocks import blocks, without_mark
 from engine.sources.files.changes import Change, Changes, additions, changes
 from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar
-from engine.sources.files.delimited import Texts
-from engine.sources.files.digests import Digest
 from engine.sources.files.listing import Found, Place
-from engine.sources.files.texts import NAMED, guessed, typed_frame
-from engine.sources.protocol import STAMP, Batch, Ending, Rejected, Seen, SeenFile, Window
+from engine.sources.files.text_reader import ROW, TextReader
+from engine.sources.files.texts import NAMED, guessed
+from engine.sources.protocol import STAMP, Batch, Ending, Seen, SeenFile, Window
 from engine.spec import FILE, FILE_KEY, READ_AT, CsvSpec
 from engine.units import format_time
 
 if TYPE_CHECKING:
     import polars as pl
 
-_SAMPLE_BYTES = 2**20  # of a text file, from which its types are guessed
 _BLOCK_BYTES = 8 * 2**20
 _MOST_FILES = 5_000  # of one slice
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OWN = (FILE, READ_AT, FILE_KEY)
-_ROW = "_headrace_row"  # the number of a row in its file, until the columns of every file are added
-_PARSING = 2  # blocks of text at once: reading and writing leave a core and a half
-_Behind = tuple[int, str]  # the offset behind a block, and the digest of all before it
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    """A block of text as rows."""
-
-    rows: pa.RecordBatch
-    numbers: npt.NDArray[np.int64]  # of each row in its block
-    rejected: Sequence[tuple[int, Rejected]]  # with the number in its block
-    records: int
 
 
 @dataclass
@@ -276,6 +258,9 @@ class FileSource:
     def _can_grow(self, file: Found) -> bool:
         return self._format(file) in ("csv", "ndjson") and file.compression is None
 
+    def _reader(self, file: Found) -> TextReader:
+        return TextReader(self._place, format=self._format(file), csv=self._csv, key=self._key)
+
     def _format(self, file: Found) -> str:
         return self._place.format or file.format or "parquet"
 
@@ -310,18 +295,11 @@ class FileSource:
         format = self._format(file)
         if format in ("parquet", "arrow"):
             return columnar_schema(self._place, file, format=format)
-        first = self._first_block(file)
-        if format == "csv":
-            names, size = self._header(file, first)
-        else:
-            names, size = ndjson.names_of(first), 0
+        names, sample = self._reader(file).sample(file)
         if all(name in self._types for name in names):
             return pa.schema([(name, self._types[name]) for name in names])
-        if format == "csv":
-            sample = delimited.parse(first[size:], names, self._csv).frame
-        else:
-            sample = ndjson.as_texts(first, names).frame
-        return pa.schema([(name, self._type_of(name, sample[name])) for name in names])
+        texts = sample()
+        return pa.schema([(name, self._type_of(name, texts[name])) for name in names])
 
     def _type_of(self, name: str, sample: pl.Series) -> pa.DataType:
         """Return the type of a column of text: the contract's, the named, that of an earlier file, or a guess."""
@@ -330,21 +308,6 @@ class FileSource:
         if name not in self._guessed:
             self._guessed[name] = STAMP if name in self._times else guessed(sample.to_arrow().cast(pa.string()))
         return self._guessed[name]
-
-    def _header(self, file: Found, first: bytes) -> tuple[Sequence[str], int]:
-        names, size = delimited.header_of(first, self._csv)
-        twice = [name for name, count in Counter(names).items() if count > 1]
-        if twice:
-            raise SourceSchemaError(
-                f"file {file.name} has more than one column {twice[0]!r}", hint="give each column a name of its own"
-            )
-        return names, size
-
-    def _first_block(self, file: Found) -> bytes:
-        with self._open(file, 0) as stream:
-            for block, _ in self._blocks(stream, file, 0, _SAMPLE_BYTES):
-                return without_mark(block)
-        return b""
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -360,45 +323,8 @@ class FileSource:
             for raw, offset in read_columnar(self._place, file, format=format, start=start, batch_bytes=batch_bytes):
                 yield Batch(raw), offset, raw.num_rows, ""
             return
-        names: Sequence[str] = ()
-        header_bytes = 0
-        if format == "csv":
-            names, header_bytes = self._header(file, self._first_block(file))
         own = pa.schema([(field.name, field.type) for field in schema if field.name not in _OWN])
-        # A block of text grows as it is parsed: bytes, columns of text, columns of types; and some are on their way.
-        size = max(64 * 1024, min(_BLOCK_BYTES, batch_bytes // (1 + _PARSING)))
-
-        def parse(block: bytes) -> _Parsed:
-            texts = delimited.parse(block, names, self._csv) if format == "csv" else ndjson.parse(block, own)
-            return self._typed(texts, own)
-
-        with self._open(file, start) as stream:
-            so_far = self._digest_so_far(file, start, digest)
-            at = rows
-            texts = self._text_blocks(stream, file, start, size, header_bytes, so_far)
-            for parsed, (offset, digest) in _in_order(texts, parse):
-                yield self._numbered(parsed, file, at), offset, parsed.records, digest
-                at += parsed.records
-
-    def _text_blocks(
-        self, stream: pa.NativeFile, file: Found, start: int, size: int, header_bytes: int, so_far: Digest | None
-    ) -> Iterator[tuple[bytes, tuple[int, str]]]:
-        for block, offset in self._blocks(stream, file, start, size):
-            if so_far is not None:
-                so_far.update(block)
-            body = without_mark(block)[header_bytes:] if offset == len(block) else block
-            yield body, (offset, so_far.text() if so_far is not None else "")
-
-    def _digest_so_far(self, file: Found, start: int, before: str) -> Digest | None:
-        """Return the digest of what lies before ``start``, to go on with; None where that is not known."""
-        if file.compression is not None or (start and not before):
-            return None
-        digest = Digest(before, at=start)
-        if start:
-            behind = Digest.behind(start)
-            with self._open(file, start - behind) as stream:
-                digest.update(stream.read(behind))
-        return digest
+        yield from self._reader(file).parts(file, own, start=start, rows=rows, batch_bytes=batch_bytes, digest=digest)
 
     def _digest(self, file: Found, read: str, offset: int, *, whole: bool) -> str:
         """Return the digest of what was read of a file; empty when it was not the file that the listing showed."""
@@ -410,38 +336,12 @@ class FileSource:
         digest = self._place.digest(file)
         return digest if self._place.as_listed(file) else ""
 
-    def _typed(self, texts: Texts, own: pa.Schema) -> _Parsed:
-        """Return columns of text as the schema's types, and the rows apart that are none of them."""
-        rows, wrong = typed_frame(texts.frame, own)
-        count = texts.frame.height
-        numbers = np.arange(count) if texts.rows is None else np.array(texts.rows, dtype=np.int64)
-        rejected = [
-            (one.row, Rejected(reason=one.reason, value=one.text, row={"text": one.text})) for one in texts.unreadable
-        ]
-        for at, name in sorted(wrong.items()):
-            reason = f"it is no {own.field(name).type}"
-            one_row = texts.frame.slice(at, 1).to_arrow().combine_chunks().to_batches()[0]
-            rejected.append((int(numbers[at]), reject(one_row, 0, name, reason, key=self._key, cursor="")))
-        if wrong:
-            mask = np.ones(count, dtype=bool)
-            mask[list(wrong)] = False
-            rows, numbers = rows.filter(pa.array(mask)), numbers[mask]
-        return _Parsed(rows, numbers, rejected, texts.records)
-
-    def _numbered(self, parsed: _Parsed, file: Found, first: int) -> Batch:
-        """Return a block's rows with their numbers in the file, and those set apart with where they are."""
-        rejected = []
-        for row, one in parsed.rejected:
-            place = f"{file.name}#{first + row}"
-            rejected.append(dataclasses.replace(one, key=one.key or place, place=place))
-        return Batch(parsed.rows.append_column(_ROW, pa.array(parsed.numbers + first)), rejected)
-
     def _finished(self, part: Batch, file: Found, first: int, records: int, read_at: int, schema: pa.Schema) -> Batch:
         """Return a batch with the columns that every file has, and the schema's types."""
         rows = part.rows
-        if _ROW in rows.schema.names:
-            numbers = rows.column(_ROW)
-            rows = rows.drop_columns([_ROW])
+        if ROW in rows.schema.names:
+            numbers = rows.column(ROW)
+            rows = rows.drop_columns([ROW])
         else:
             numbers = pa.array(np.arange(first, first + records))
         count = rows.num_rows
@@ -466,55 +366,6 @@ class FileSource:
         if self._format(file) == "arrow" or file.compression is not None:
             return True  # only reading on tells: at worst the next slice finds its end
         return offset < file.size
-
-    def _open(self, file: Found, start: int) -> pa.NativeFile:
-        handle = self._place.open(file)
-        try:
-            if file.compression is None:
-                handle.seek(start)
-                return handle
-            stream = pa.CompressedInputStream(handle, file.compression)
-            left = start
-            while left > 0 and (data := stream.read(min(_BLOCK_BYTES, left))):
-                left -= len(data)
-            return stream
-        except (OSError, pa.ArrowException) as error:
-            raise self._place.unreadable(file, error) from None
-
-    def _blocks(self, stream: pa.NativeFile, file: Found, start: int, size: int) -> Iterator[tuple[bytes, int]]:
-        quote = self._csv.quote.encode() if self._format(file) == "csv" else None
-        try:
-            yield from blocks(
-                stream,
-                name=file.name,
-                start=start,
-                block_bytes=size,
-                quote=quote,
-                delimiter=self._csv.delimiter.encode(),
-                end=file.size if file.compression is None else None,
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise self._place.unreadable(file, error) from None
-
-
-def _in_order(
-    blocks_of: Iterator[tuple[bytes, _Behind]], parse: Callable[[bytes], _Parsed]
-) -> Iterator[tuple[_Parsed, _Behind]]:
-    """Yield each block parsed, in order, while threads parse the next ones."""
-    with ThreadPoolExecutor(_PARSING, thread_name_prefix="headrace-parser") as pool:
-        ahead: deque[tuple[Future[_Parsed], _Behind]] = deque()
-        try:
-            for block, behind in blocks_of:
-                ahead.append((pool.submit(parse, block), behind))
-                if len(ahead) > _PARSING:
-                    future, behind = ahead.popleft()
-                    yield future.result(), behind
-            while ahead:
-                future, behind = ahead.popleft()
-                yield future.result(), behind
-        finally:
-            for future, _ in ahead:
-                future.cancel()
 
 
 def _entry(change: Change) -> dict[str, Any]:
