@@ -5,14 +5,17 @@ and the query that reads them has none: it streams as COPY.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from datetime import UTC
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError
-from engine.sources.dialects import STAMP, Column, Range, Read, quote, quote_table
+from engine.sources.dialects import APART, STAMP, Column, Range, Read, quote, quote_table
 from engine.sources.protocol import LONGEST_VALUE
 from engine.sources.scrubbing import scrub
 
@@ -31,6 +34,12 @@ _TIMES = ("timestamp with time zone", "timestamp without time zone", "date")
 # A cast to these takes the first letter or bit only, unless they are written so.
 _UNCUT = {"character": "bpchar", "bit": '"bit"'}
 _WRONG = "_headrace_wrong"
+_FAR = "infinite, or outside the years 1 to 9999"
+_FIRST_MICROSECOND, _LAST_MICROSECOND = -62_135_596_800_000_000, 253_402_300_799_999_999  # since 1970, of those years
+_MICROSECONDS_TO_2000 = 946_684_800_000_000
+_NO_LIMIT = 2**62
+_LONGEST_INLINE_BYTES = 4 * 2**20
+"""Of a value that its row holds itself: a page of 8 KiB, compressed to 1/273 at most."""
 _LONG = ("text", "character varying", "bytea")
 _YEARS = "'0001-01-01'", "'10000-01-01'"
 _NUMERIC_AS = {pa.int64(): "bigint", pa.float64(): "double precision", pa.string(): "text"}
@@ -43,6 +52,12 @@ SELECT a.attname::text, format_type(b.oid, NULL)::text,
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
      JOIN pg_type b ON b.oid = CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.oid END
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"""
+# Of an ordinary table without heirs: what a view computes and what lies elsewhere has no size that is known here.
+_HAS_NO_LONG = """
+SELECT coalesce(bool_and(
+           c.relkind = 'r' AND NOT c.relhassubclass AND (c.reltoastrelid = 0 OR pg_relation_size(c.reltoastrelid) = 0)
+       ), false)
+FROM pg_class c WHERE c.oid = to_regclass($1)"""
 _TABLES = """
 SELECT (CASE WHEN n.nspname = 'public' THEN c.relname ELSE n.nspname || '.' || c.relname END)::text
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -78,6 +93,8 @@ class PostgreSQL:
 
     def read(self, wanted: Range) -> Iterator[Read]:
         """Yield batches with their cursors and keys."""
+        if self._holds_no_long_value(wanted):
+            wanted = replace(wanted, max_value_bytes=_NO_LIMIT)
         where, settings = _where(wanted)
         columns = ", ".join(f"{_selected(column, wanted)} AS {quote(column.name)}" for column in wanted.columns)
         wrong = _wrong(wanted)
@@ -87,6 +104,7 @@ class PostgreSQL:
             "LIMIT current_setting('headrace.limit')::bigint"
         )
         schema = pa.schema([(column.name, column.type) for column in wanted.columns])
+        times = [place for place, column in enumerate(wanted.columns) if _is_read_as_time(column, wanted)]
         try:
             with self._connect().cursor() as statement:
                 for name, value in settings.items():
@@ -98,8 +116,10 @@ class PostgreSQL:
                 for batch in statement.fetch_record_batch():
                     if batch.num_rows:
                         rows = batch.select(schema.names).cast(schema)
-                        cursors, keys = rows.column(wanted.cursor.name), rows.column(wanted.key.name)
-                        yield Read(rows, cursors, keys, batch.column(_WRONG) if wrong else None)
+                        found = batch.column(_WRONG) if wrong else None
+                        for place in times:
+                            rows, found = _without_far_times(rows, found, place)
+                        yield Read(rows, rows.column(wanted.cursor.name), rows.column(wanted.key.name), found)
         except (OSError, pa.ArrowException, _driver_error()) as error:
             raise SourceError(
                 f"reading {wanted.table} failed: {scrub(str(error), self._uri)}",
@@ -111,6 +131,13 @@ class PostgreSQL:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+    def _holds_no_long_value(self, wanted: Range) -> bool:
+        """Return whether all values of a table are so short that asking the server for each one's size is in vain.
+
+        It asks for the time of a tenth of the read. One that has become long since is caught by the cage.
+        """
+        return wanted.max_value_bytes >= _LONGEST_INLINE_BYTES and self._rows(_HAS_NO_LONG, wanted.table) == [(True,)]
 
     def _connect(self) -> Any:
         import adbc_driver_postgresql.dbapi
@@ -181,17 +208,51 @@ def _arrow_type(declared: str, modifier: int) -> pa.DataType:
     return _TYPES.get(declared, pa.string())
 
 
+def _is_read_as_time(column: Column, wanted: Range) -> bool:
+    return column.type == STAMP and column.declared != "date" and column not in (wanted.key, wanted.cursor)
+
+
+def _without_far_times(
+    rows: pa.RecordBatch, wrong: pa.Array | None, place: int
+) -> tuple[pa.RecordBatch, pa.Array | None]:
+    """Return rows without times that Python lacks in one column, and ``Read.wrong`` with them.
+
+    The driver counts from 1970 what the server counts from 2000: of infinity and of the last 30 years it makes times
+    long ago.
+    """
+    values = rows.column(place).cast(pa.int64())
+    extremes = pc.min_max(values)
+    low, high = extremes["min"].as_py(), extremes["max"].as_py()
+    if low is None or (low >= _FIRST_MICROSECOND and high <= _LAST_MICROSECOND):
+        return rows, wrong
+    far = pc.or_(pc.less(values, _FIRST_MICROSECOND), pc.greater(values, _LAST_MICROSECOND))
+    found: list[str | None] = wrong.to_pylist() if wrong is not None else [None] * rows.num_rows
+    for at in pc.indices_nonzero(pc.fill_null(far, False)).to_pylist():
+        found[at] = found[at] or APART.join((str(place), _FAR, _far_time(values[at].as_py())))
+    kept = pc.if_else(far, pa.scalar(None, STAMP), rows.column(place))
+    return rows.set_column(place, rows.schema.field(place), kept), pa.array(found, pa.string())
+
+
+def _far_time(microseconds: int) -> str:
+    """Return what the server calls a time of which the driver has made this number."""
+    since_2000 = (microseconds - _MICROSECONDS_TO_2000 + 2**63) % 2**64 - 2**63
+    if since_2000 in (2**63 - 1, -(2**63)):
+        return "infinity" if since_2000 > 0 else "-infinity"
+    seconds = (since_2000 + _MICROSECONDS_TO_2000) // 1_000_000
+    return str(np.datetime64(seconds, "s")).replace("T", " ")
+
+
 def _is_no_time(column: Column, wanted: Range) -> str | None:
-    """Return the test for what the driver would give as a time long ago: infinity, and years that Python lacks."""
+    """Return the test of a date that is no timestamp: infinity, and years that Python lacks."""
     name = quote(column.name)
-    if column.type != STAMP or column in (wanted.key, wanted.cursor):
+    if column.declared != "date" or column in (wanted.key, wanted.cursor):
         return None
     return f"{name} < {_YEARS[0]} OR {name} >= {_YEARS[1]}"
 
 
 def _is_fat(column: Column, wanted: Range) -> str | None:
     # Of a long value the server knows the size without reading it.
-    if column.declared not in _LONG or column in (wanted.key, wanted.cursor):
+    if wanted.max_value_bytes == _NO_LIMIT or column.declared not in _LONG or column in (wanted.key, wanted.cursor):
         return None
     return f"octet_length({quote(column.name)}) > {wanted.max_value_bytes}"
 
@@ -202,10 +263,8 @@ def _selected(column: Column, wanted: Range) -> str:
     test = _is_no_time(column, wanted) or _is_fat(column, wanted)
     if test:
         name = f"(CASE WHEN NOT ({test}) THEN {name} END)"
-    if column.declared == "timestamp with time zone":
-        return name
-    if column.type == STAMP:
-        return f"({name}::timestamp AT TIME ZONE 'UTC')"
+    if column.type == STAMP:  # the base type, of a domain too
+        return f"{name}::{'timestamptz' if column.declared == 'timestamp with time zone' else 'timestamp'}"
     if column.declared == "numeric":
         return f"{name}::{_NUMERIC_AS[column.type]}"
     return name if column.declared in _TYPES else f"{name}::text"
@@ -217,7 +276,7 @@ def _wrong(wanted: Range) -> str:
     for place, column in enumerate(wanted.columns):
         name = quote(column.name)
         if test := _is_no_time(column, wanted):
-            what = "'infinite, or outside the years 1 to 9999'"
+            what = f"'{_FAR}'"
         elif test := _is_fat(column, wanted):
             what = f"'larger than max_row_bytes: ' || octet_length({name}) || ' bytes'"
         else:

@@ -25,10 +25,10 @@ from engine.sources.contracts import CHANGES, Contract, renewed
 from engine.sources.protocol import Batch
 from engine.stage import ChildContext
 
-COPIES = 4
-"""Of a batch: the driver's, the one that waits, the checked one, the one that waits to be written."""
+_WAITING = 3  # batches between the reader and the writer, who comes to rest while it writes a row group of some
 
-_WAITING = 1  # batches between the reader and the writer
+COPIES = 3 + _WAITING
+"""Of a batch: the driver's, those that wait, the checked one, the one that waits to be written."""
 
 
 def run(task: Task, scope: Scope) -> TaskResult:
