@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError, SourceSchemaError, SpecError
+from engine.sources.adbc import ERRORS, Session
 from engine.sources.casting import cast_values, convert
 from engine.sources.dialects import APART, STAMP, Column, Dialect, Range, Read, quote
 from engine.sources.protocol import LONGEST_VALUE
@@ -65,7 +66,7 @@ class Generic:
     def __init__(self, uri: SecretStr, *, driver: str) -> None:
         self._uri = uri
         self._driver = driver
-        self._connection: Any = None
+        self._session: Session | None = None
         self._arrow: dict[str, pa.DataType] = {}  # as the driver has them
 
     def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
@@ -79,7 +80,7 @@ class Generic:
         if not any(found == name and schema in ("", of) for of, found in self._objects()):
             return []
         with self._errors(f"the columns of {table!r} cannot be read"):
-            found = self._connect().adbc_get_table_schema(name, db_schema_filter=schema or None)
+            found = self._connect().table_schema(name, schema=schema or None)
         self._arrow = {field.name: field.type for field in found}
         return [
             Column(field.name, str(field.type), _kind(field.type, is_key=field.name == key), nullable=field.nullable)
@@ -109,17 +110,16 @@ class Generic:
             [*values, pa.array([wanted.limit_rows], pa.int64())], names=[str(at) for at in range(len(values) + 1)]
         )
         hint = "what was committed stays; run again to go on from there"
-        with self._errors(f"reading {wanted.table} failed", hint=hint), self._connect().cursor() as statement:
-            statement.execute(sql, bound)
-            for batch in statement.fetch_record_batch():
+        with self._errors(f"reading {wanted.table} failed", hint=hint), self._connect().query(sql, bound) as reader:
+            for batch in reader:
                 if batch.num_rows:
                     yield _typed(batch, wanted)
 
     def close(self) -> None:
         """Disconnect."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _where(self, wanted: Range) -> tuple[str, list[pa.Array]]:
         """Return the condition of a range and its values, each of the type of its column, so that an index serves."""
@@ -139,34 +139,18 @@ class Generic:
 
     def _objects(self) -> list[tuple[str | None, str]]:
         with self._errors("the database cannot be read"):
-            catalogs = self._connect().adbc_get_objects(depth="tables").read_all().to_pylist()
-        return [
-            (schema["db_schema_name"], table["table_name"])
-            for catalog in catalogs
-            for schema in catalog["catalog_db_schemas"] or ()
-            for table in schema["db_schema_tables"] or ()
-        ]
+            return self._connect().tables()
 
-    def _connect(self) -> Any:
-        if self._connection is None:
-            import adbc_driver_manager
-            import adbc_driver_manager.dbapi
-
+    def _connect(self) -> Session:
+        if self._session is None:
             match = _URI.match(self._uri.get_secret_value())
             place = _place(self._driver, match[2] if match else "")
             with self._errors(
                 f"the database cannot be reached through the ADBC driver {self._driver!r}",
                 hint=f"check source.uri, and that the driver is installed (adbc-driver-{self._driver})",
             ):
-                database = _database(self._driver, place)
-                try:
-                    self._connection = adbc_driver_manager.dbapi.Connection(
-                        database, adbc_driver_manager.AdbcConnection(database), autocommit=True
-                    )
-                except BaseException:
-                    database.close()
-                    raise
-        return self._connection
+                self._session = Session(_database(self._driver, place))
+        return self._session
 
     def _errors(self, what: str, *, hint: str = "check source.uri, and the rights of its user") -> _Errors:
         return _Errors(what, hint, self._uri)
@@ -182,9 +166,7 @@ class _Errors:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: Any) -> None:
-        import adbc_driver_manager
-
-        if isinstance(value, OSError | pa.ArrowException | adbc_driver_manager.Error | ImportError):
+        if isinstance(value, (*ERRORS, ImportError)):
             raise SourceError(f"{self._what}: {scrub(str(value), self._uri)}", hint=self._hint) from None
 
 

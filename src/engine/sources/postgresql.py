@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError
+from engine.sources.adbc import ERRORS, Session
 from engine.sources.dialects import APART, STAMP, Column, Range, Read, quote, quote_table
 from engine.sources.protocol import LONGEST_VALUE
 from engine.sources.scrubbing import scrub
@@ -69,7 +70,7 @@ class PostgreSQL:
 
     def __init__(self, uri: SecretStr) -> None:
         self._uri = uri
-        self._connection: Any = None
+        self._session: Session | None = None
 
     def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
         """Return the columns by their declared types.
@@ -106,21 +107,18 @@ class PostgreSQL:
         schema = pa.schema([(column.name, column.type) for column in wanted.columns])
         times = [place for place, column in enumerate(wanted.columns) if _is_read_as_time(column, wanted)]
         try:
-            with self._connect().cursor() as statement:
-                for name, value in settings.items():
-                    statement.execute("SELECT set_config($1, $2, false)", (f"headrace.{name}", value))
-                    statement.fetchall()
-                option = {"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}
-                statement.adbc_statement.set_options(**option)
-                statement.execute(sql)
-                for batch in statement.fetch_record_batch():
+            session = self._connect()
+            for name, value in settings.items():
+                session.rows("SELECT set_config($1, $2, false)", (f"headrace.{name}", value))
+            with session.query(sql, **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}) as reader:
+                for batch in reader:
                     if batch.num_rows:
                         rows = batch.select(schema.names).cast(schema)
                         found = batch.column(_WRONG) if wrong else None
                         for place in times:
                             rows, found = _without_far_times(rows, found, place)
                         yield Read(rows, rows.column(wanted.cursor.name), rows.column(wanted.key.name), found)
-        except (OSError, pa.ArrowException, _driver_error()) as error:
+        except ERRORS as error:
             raise SourceError(
                 f"reading {wanted.table} failed: {scrub(str(error), self._uri)}",
                 hint="what was committed stays; run again to go on from there",
@@ -128,9 +126,9 @@ class PostgreSQL:
 
     def close(self) -> None:
         """Disconnect."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _holds_no_long_value(self, wanted: Range) -> bool:
         """Return whether all values of a table are so short that asking the server for each one's size is in vain.
@@ -139,41 +137,30 @@ class PostgreSQL:
         """
         return wanted.max_value_bytes >= _LONGEST_INLINE_BYTES and self._rows(_HAS_NO_LONG, wanted.table) == [(True,)]
 
-    def _connect(self) -> Any:
-        import adbc_driver_postgresql.dbapi
+    def _connect(self) -> Session:
+        import adbc_driver_postgresql
 
-        if self._connection is None:
+        if self._session is None:
             try:
-                # Each statement is its own transaction: none stays open between reads and holds up the server's vacuum.
-                connection = adbc_driver_postgresql.dbapi.connect(self._uri.get_secret_value(), autocommit=True)
-                with connection.cursor() as statement:
-                    statement.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
-                    statement.execute("SET TIME ZONE 'UTC'")
-            except _driver_error() as error:
+                session = Session(adbc_driver_postgresql.connect(self._uri.get_secret_value()))
+                session.rows("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+                session.rows("SET TIME ZONE 'UTC'")
+            except ERRORS as error:
                 raise SourceError(
                     f"the database cannot be reached: {scrub(str(error), self._uri)}",
                     hint="check source.uri (host, port, database, user, password), and that the server is up",
                 ) from None
-            self._connection = connection
-        return self._connection
+            self._session = session
+        return self._session
 
     def _rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         try:
-            with self._connect().cursor() as statement:
-                statement.execute(sql, values or None)
-                return list(statement.fetchall())
-        except (OSError, _driver_error()) as error:
+            return self._connect().rows(sql, values)
+        except ERRORS as error:
             raise SourceError(
                 f"the database cannot be read: {scrub(str(error), self._uri)}",
                 hint="does the user of source.uri have the right to read it?",
             ) from None
-
-
-def _driver_error() -> type[Exception]:
-    import adbc_driver_manager
-
-    kind: type[Exception] = adbc_driver_manager.Error
-    return kind
 
 
 def _where(wanted: Range) -> tuple[str, dict[str, str]]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import SecretStr
 
 from engine.errors import SourceError
+from engine.sources.adbc import ERRORS, Session
 from engine.sources.casting import convert
 from engine.sources.dialects import APART, STAMP, Column, Range, Read, quote, quote_table
 from engine.sources.protocol import LONGEST_VALUE, Position
@@ -46,7 +47,7 @@ class SQLite:
         self._uri = uri
         path = uri.get_secret_value().split("://", 1)[1].partition("?")[0]
         self._path = Path(path.removeprefix("/") or ".")  # sqlite:///relative, sqlite:////absolute
-        self._connection: Any = None
+        self._session: Session | None = None
         self._read = 0  # rows of the running statement
 
     def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
@@ -84,7 +85,7 @@ class SQLite:
             for last in self._batches(wanted, guarded=False):
                 yield last
             return
-        except (OSError, pa.ArrowException, _driver_error()) as error:
+        except ERRORS as error:
             if not self._contradicts(wanted):
                 raise self._failed(error, wanted) from None
         if last is not None:
@@ -92,14 +93,14 @@ class SQLite:
             wanted = replace(wanted, after=at, limit_rows=wanted.limit_rows - self._read)
         try:
             yield from self._batches(wanted, guarded=True)
-        except (OSError, pa.ArrowException, _driver_error()) as error:
+        except ERRORS as error:
             raise self._failed(error, wanted) from None
 
     def close(self) -> None:
         """Disconnect."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def _batches(self, wanted: Range, *, guarded: bool) -> Iterator[Read]:
         names = ", ".join(_selected(column, wanted, guarded=guarded) for column in wanted.columns)
@@ -113,10 +114,9 @@ class SQLite:
             f"WHERE {where} ORDER BY {_TABLE}.{cursor}, {_TABLE}.{key} COLLATE BINARY LIMIT ?)"
         )
         self._read = 0
-        with self._connect().cursor() as statement:
-            statement.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": str(wanted.batch_rows)})
-            statement.execute(sql, (*values, wanted.limit_rows))
-            for batch in statement.fetch_record_batch():
+        bound = (*values, wanted.limit_rows)
+        with self._connect().query(sql, bound, **{"adbc.sqlite.query.batch_rows": str(wanted.batch_rows)}) as reader:
+            for batch in reader:
                 rows = batch.filter(pc.equal(batch.column(_ROW), 1)) if batch.num_rows else batch
                 if rows.num_rows:
                     out = _typed(rows, wanted)
@@ -174,10 +174,10 @@ class SQLite:
         hint = "what was committed stays; run again to go on from there"
         return SourceError(f"reading {wanted.table} failed: {scrub(str(error), self._uri)}", hint=hint)
 
-    def _connect(self) -> Any:
-        import adbc_driver_sqlite.dbapi
+    def _connect(self) -> Session:
+        import adbc_driver_sqlite
 
-        if self._connection is None:
+        if self._session is None:
             if not self._path.is_file():
                 raise SourceError(
                     f"there is no database file {self._path}",
@@ -185,31 +185,19 @@ class SQLite:
                 )
             try:
                 # Read-only, so that a wrong name never makes an empty database.
-                self._connection = adbc_driver_sqlite.dbapi.connect(
-                    f"file:{percent(str(self._path))}?mode=ro", autocommit=True
-                )
-                with self._connection.cursor() as statement:
-                    statement.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
-                    statement.fetchall()
-            except _driver_error() as error:
+                session = Session(adbc_driver_sqlite.connect(f"file:{percent(str(self._path))}?mode=ro"))
+                session.rows(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+            except ERRORS as error:
                 raise SourceError(f"{self._path} cannot be opened: {scrub(str(error), self._uri)}") from None
-        return self._connection
+            self._session = session
+        return self._session
 
     def _rows(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
-            with self._connect().cursor() as statement:
-                statement.execute(sql, values or None)
-                return list(statement.fetchall())
-        except (OSError, _driver_error()) as error:
+            return self._connect().rows(sql, values)
+        except ERRORS as error:
             hint = "is it a SQLite database, and not being written by something that locks it?"
             raise SourceError(f"{self._path} cannot be read: {scrub(str(error), self._uri)}", hint=hint) from None
-
-
-def _driver_error() -> type[Exception]:
-    import adbc_driver_manager
-
-    kind: type[Exception] = adbc_driver_manager.Error
-    return kind
 
 
 def _storage(declared: str) -> str:

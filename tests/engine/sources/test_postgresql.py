@@ -94,6 +94,41 @@ def test_an_infinite_time_is_rejected_and_such_a_cursor_is_never_read(postgresql
     assert "outside the years 1 to 9999" in rejected[0].reason
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["294276-12-31 23:59:59+00", "294247-01-01 00:00:00+00", "0001-01-01 00:00:00+00 BC", "10000-01-01 00:00+00"],
+)
+def test_a_far_time_is_shown_as_the_server_has_it(postgresql_database: Any, text: str) -> None:
+    """The driver counts from 1970 and not 2000: the last 30 years come as times long ago."""
+    postgresql_database.execute("CREATE TABLE t (id int PRIMARY KEY, at timestamptz, far timestamptz)")
+    postgresql_database.insert("t", [(1, "2020-01-01", text), (2, "2020-01-01", "9999-12-31 23:59:59.999999+00")])
+    with open_table(postgresql_database.uri, table="t", key="id", cursor="at") as source:
+        [batch] = source.scan(after=None, until=EVER, limit_rows=100, batch_rows=10)
+    assert batch.rows.column("id").to_pylist() == [2]
+    [one] = batch.rejected
+    year, shown = text.split("-")[0], str(one.value)
+    assert shown.lstrip("-").startswith("0000-" if text.endswith("BC") else f"{year}-"), shown
+
+
+@pytest.mark.parametrize("of", ["table", "view", "heir"])
+def test_a_long_value_is_found_wherever_it_lies(postgresql_database: Any, of: str) -> None:
+    """Where no value can be long the server is not asked; that must never be assumed of one that is."""
+    mib = 2**20
+    postgresql_database.execute("CREATE TABLE s (id int PRIMARY KEY, at timestamptz, v text)")
+    long = f"INSERT INTO %s VALUES (1, '2020-01-01', repeat(md5('1'), {6 * mib // 32})), (2, '2020-01-01', 'short')"
+    if of == "heir":
+        postgresql_database.execute("CREATE TABLE h () INHERITS (s)")
+        postgresql_database.execute(long % "h")
+    else:
+        postgresql_database.execute(long % "s")
+    postgresql_database.execute("CREATE VIEW w AS SELECT * FROM s")
+    table = "w" if of == "view" else "s"
+    with open_table(postgresql_database.uri, table=table, key="id", cursor="at", max_value_bytes=5 * mib) as source:
+        [batch] = source.scan(after=None, until=EVER, limit_rows=100, batch_rows=10)
+    assert batch.rows.column("id").to_pylist() == [2]
+    assert batch.rejected[0].reason == f"column 'v': larger than max_row_bytes: {6 * mib} bytes"
+
+
 @pytest.mark.parametrize("kind", ["text", "varchar", "bytea"])
 def test_a_value_larger_than_the_limit_never_leaves_the_server(postgresql_database: Any, kind: str) -> None:
     postgresql_database.execute(f"CREATE TABLE t (id int PRIMARY KEY, at timestamptz, v {kind})")
