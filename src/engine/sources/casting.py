@@ -31,6 +31,9 @@ def cast_rows(
             arrays.append(pa.nulls(rows.num_rows, field.type))
             continue
         values = rows.column(index)
+        if values.type == field.type:
+            arrays.append(values)
+            continue
         array, bad = convert(values, partial(cast_values, kind=field.type), kind=field.type)
         arrays.append(array)
         for at in bad:

@@ -6,10 +6,7 @@ Which range, and what is committed, is for ``stages/extract.py``; what the table
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import pyarrow as pa
 
@@ -20,15 +17,15 @@ from engine.errors import SourceError
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.sources.admission import QUARANTINE_SCHEMA, Admission, table_schema
+from engine.sources.ahead import read_ahead
 from engine.sources.check import open_feed
 from engine.sources.contracts import CHANGES, Contract, renewed
-from engine.sources.protocol import Batch
 from engine.stage import ChildContext
 
 _WAITING = 3  # batches between the reader and the writer, who comes to rest while it writes a row group of some
 
-COPIES = 3 + _WAITING
-"""Of a batch: the driver's, those that wait, the checked one, the one that waits to be written."""
+COPIES = 5 + _WAITING
+"""Of a batch: the driver's, those that wait (one before it is checked), the checked one, the one that is written."""
 
 
 def run(task: Task, scope: Scope) -> TaskResult:
@@ -51,7 +48,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
         rows_in = batches = 0
         with good, bad:
             stream = source.read(bounds, schema=contract.stored, batch_bytes=scope.budget.batch_bytes)
-            for batch in read_ahead(stream):
+            for batch in read_ahead(stream, waiting=_WAITING):
                 scope.governor.wait()
                 rows = batch.rows.num_rows + len(batch.rejected)
                 rows_in, batches = rows_in + rows, batches + 1
@@ -80,51 +77,6 @@ def run(task: Task, scope: Scope) -> TaskResult:
         rows_quarantined=sum(ref.rows for ref in bad.chunks),
         batches=batches,
     )
-
-
-@dataclass
-class _Ahead:
-    """What passes from the thread that reads to the one that writes."""
-
-    waiting: queue.Queue[Batch | BaseException | None] = field(default_factory=lambda: queue.Queue(_WAITING))
-    stopped: threading.Event = field(default_factory=threading.Event)
-
-
-def read_ahead(stream: Iterator[Batch]) -> Iterator[Batch]:
-    """Yield the same batches, read by a thread one ahead: the wire and the disk work at once.
-
-    An error of the reader is raised here; when this generator is closed early, the reader ends with it.
-    """
-    ahead = _Ahead()
-
-    def put(value: Batch | BaseException | None) -> bool:
-        while not ahead.stopped.is_set():
-            try:
-                ahead.waiting.put(value, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for batch in stream:
-                if not put(batch):
-                    return
-            put(None)
-        except BaseException as error:  # handed over, whatever it is: the other side raises it
-            put(error)
-
-    thread = threading.Thread(target=work, name="headrace-reader", daemon=True)
-    thread.start()
-    try:
-        while (value := ahead.waiting.get()) is not None:
-            if isinstance(value, BaseException):
-                raise value
-            yield value
-    finally:
-        ahead.stopped.set()
-        thread.join()
 
 
 def _require_same(contract: Contract, found: Sequence[tuple[str, pa.Schema]]) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import SourceSchemaError
+from engine.sources.ahead import read_ahead
 from engine.sources.casting import cast_rows, reject
 from engine.sources.dialects import APART, Column, Dialect, Range, nearest, quote_table
 from engine.sources.protocol import Batch, Ending, Position, Rejected, Seen, Window
@@ -91,7 +92,7 @@ class SQLSource:
         batch_rows = max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
         marks = pa.schema([own.field(self._cursor), own.field(self._key)])
         rows, last = 0, pa.RecordBatch.from_pylist([], schema=marks)
-        for part in self.scan(**_arguments(bounds), batch_rows=batch_rows):
+        for part in self.scan(**_arguments(bounds), batch_rows=batch_rows, batch_bytes=batch_bytes):
             rows += part.rows.num_rows + len(part.rejected)
             once, twice, last = self._without_twins(part.rows, last)
             cast, wrong = cast_rows(once, schema, key=self._key, cursor=self._cursor)
@@ -111,11 +112,13 @@ class SQLSource:
         limit_rows: int,
         batch_rows: int,
         since: datetime | None = None,
+        batch_bytes: int | None = None,
     ) -> Iterator[Batch]:
         """Yield rows strictly after ``after`` with a cursor from ``since`` to ``until``, both inclusive.
 
         Rows are the same, in the same order, whatever ``batch_rows`` is. A row whose cursor is null has no place in the
-        order and is never read.
+        order and is never read. With ``batch_bytes`` a batch may have more than ``batch_rows`` as long as it is not
+        larger, and a thread waits for the next one while this one is looked at.
         """
         columns = self._columns()
         by_name = {column.name: column for column in columns}
@@ -132,9 +135,13 @@ class SQLSource:
             batch_rows=batch_rows,
         )
         self._position = after
-        for part in self._dialect.read(wanted):
-            for start in range(0, part.rows.num_rows, batch_rows):
-                rows = part.rows.slice(start, batch_rows)
+        parts = self._dialect.read(wanted)
+        for part in read_ahead(parts, waiting=1) if batch_bytes else parts:
+            step = batch_rows
+            if batch_bytes:
+                step = max(batch_rows, part.rows.num_rows * batch_bytes // max(1, part.rows.nbytes))
+            for start in range(0, part.rows.num_rows, step):
+                rows = part.rows.slice(start, step)
                 last = start + rows.num_rows - 1
                 self._position = _position(part.cursors[last], part.keys[last])
                 wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
