@@ -88,7 +88,7 @@ def _refused(name: str, error: PlanRefused, context: StageContext) -> Mapping[st
     return {
         "stage": name,
         "allowed_bytes": context.budget.allowed_bytes,
-        "reserved_bytes": context.reserved.load(name),
+        "reserved_bytes": context.learned.reserved_bytes(name),
         "projected_bytes": error.details.get("projected_bytes"),
         "terms": error.details.get("terms", {}),
         "worst_term": error.details.get("worst_term"),

@@ -13,18 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from engine import events
 from engine.batching import Table, Workspace
 from engine.batching.runs import record_runs
-from engine.memory.budget import Budget
+from engine.errors import HeadraceError, MemoryBudgetExceeded, PlanRefused
+from engine.memory.budget import ATTEMPTS, Budget
 from engine.memory.cage import run_caged
 from engine.memory.host import auto_budget_bytes
-from engine.memory.projection import Projection, ReservedStore
+from engine.memory.learned import Learned
+from engine.memory.projection import Projection
 from engine.refs import StageReport, Task, TaskResult, content_hash, to_json
 from engine.spec import PipelineSpec
 from engine.units import format_time, parse_time
+
+_TIMES_DIVIDED = 5  # of one slice
+_BEYOND = 1.25  # what is stopped at a budget would have taken more: how much more, nobody has seen
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,9 @@ class StageContext:
         )
 
     @property
-    def reserved(self) -> ReservedStore:
-        """What each kind of stage takes before any data, as measured so far in this workspace."""
-        return ReservedStore(self.workspace.root / "memory")
+    def learned(self) -> Learned:
+        """What runs in this workspace have measured so far."""
+        return Learned(self.workspace.root / "memory")
 
     def for_child(self) -> dict[str, Any]:
         """Return what a caged task gets to know, as JSON; it crosses a pipe and is written nowhere."""
@@ -164,6 +169,15 @@ class Stage(Protocol):
         ...
 
 
+@runtime_checkable
+class Divisible(Protocol):
+    """A stage whose slices hold rows at once, and can be made smaller when they turn out not to fit."""
+
+    def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+        """Return the bounds of a smaller slice in the place of one that did not fit, or None where there is none."""
+        ...
+
+
 Execute = Callable[[Sequence[Callable[[], TaskResult]], Sequence[Task]], Sequence[TaskResult]]
 """Runs the tasks of one phase, in any order or at once, and returns their results in the order given."""
 
@@ -199,7 +213,7 @@ def run_stage(stage: Stage, context: StageContext, *, execute: Execute = in_a_lo
         plan = _plan(stage, context, app=app, n=n)
         if plan is None:
             return total
-        report = _run_slice(stage, context, plan, execute=execute)
+        report = _run_divided(stage, context, plan, execute=execute)
         total = total.join(report)
 
 
@@ -216,6 +230,23 @@ def _plan(stage: Stage, context: StageContext, *, app: str, n: int) -> Plan | No
             return None
         written = journal.write_plan(app, n, {"as_of": format_time(context.as_of), "bounds": dict(bounds)})
     return Plan(app=app, n=n, as_of=parse_time(written["as_of"]), bounds=written["bounds"])
+
+
+def _run_divided(stage: Stage, context: StageContext, plan: Plan, *, execute: Execute) -> StageReport:
+    """Run a slice; where its rows turn out not to fit, run a smaller one in its place."""
+    for left in range(_TIMES_DIVIDED, -1, -1):
+        try:
+            return _run_slice(stage, context, plan, execute=execute)
+        except (MemoryBudgetExceeded, PlanRefused) as error:
+            bounds = stage.smaller(context, plan, error) if left and isinstance(stage, Divisible) else None
+            if bounds is None:
+                raise
+            written = {"as_of": format_time(plan.as_of), "bounds": dict(bounds)}
+            context.workspace.journal.replace_plan(plan.app, plan.n, written)
+            plan = dataclasses.replace(plan, bounds=bounds)
+            text = f"{error.message}; again with a smaller slice"
+            context.hook(events.Note(stage.name, str(error.details.get("task", stage.name)), text))
+    raise AssertionError("the last try raises")
 
 
 def _run_slice(stage: Stage, context: StageContext, plan: Plan, *, execute: Execute) -> StageReport:
@@ -275,6 +306,7 @@ def run_task(task: Task, context: StageContext, *, projection: Projection) -> Ta
         projected_bytes=projection.projected_bytes,
         hook=context.hook,
         launcher=context.launcher(task),
+        attempts=1 if projection.row_term else ATTEMPTS,  # smaller batches do not help what holds rows
     )
 
 
@@ -284,9 +316,22 @@ def _call(context: StageContext, task: Task, projection: Projection) -> Callable
         known = journal.task(task.key)
         if known is not None:
             return TaskResult.from_json(known)
-        result = run_task(task, context, projection=projection)
-        context.reserved.save(task.stage, result.memory.reserved_bytes)
+        try:
+            result = run_task(task, context, projection=projection)
+        except MemoryBudgetExceeded as error:
+            _learn(context, projection, int(_BEYOND * int(error.details.get("measured_bytes", 0))))
+            raise
+        context.learned.save_reserved(task.stage, result.memory.reserved_bytes)
+        _learn(context, projection, result.memory.measured_bytes)
         journal.write_task(task.key, to_json(result))
         return result
 
     return call
+
+
+def _learn(context: StageContext, projection: Projection, measured_bytes: int) -> None:
+    """Keep what a row took, for the next projections of this kind of task over this table."""
+    row_bytes = projection.observed_row_bytes(measured_bytes)
+    if row_bytes and projection.first_row_bytes:
+        first = projection.first_row_bytes
+        context.learned.save_row_bytes(projection.stage, projection.table, row_bytes, first=first)

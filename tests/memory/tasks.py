@@ -36,6 +36,30 @@ def batch_bytes(task: Task, scope: Scope) -> TaskResult:
     return TaskResult(task=task.name, outputs={"batch_bytes": scope.budget.batch_bytes}, rows_in=7)
 
 
+def hold_batches(task: Task, scope: Scope) -> TaskResult:
+    """Hold a batch of as many rows as the budget allows, each of so many MiB though it is said to be of one."""
+    rows = min(int(task.inputs["rows"]), scope.budget.batch_bytes // (scope.budget.allowed_bytes // 64 // 64))
+    scope.batch_done(rows // 2, rows // 2 * 2**17)
+    held = []
+    for _ in range(rows // 2 * int(task.inputs["row_mib"])):
+        held.append(b"\x01" * 2**20)
+    time.sleep(0.1)  # long enough to be seen
+    for _ in range(rows // 2 * int(task.inputs["row_mib"])):
+        held.append(b"\x01" * 2**20)
+    return TaskResult(task=task.name, outputs={"rows": rows})
+
+
+def checkpointed(task: Task, scope: Scope) -> TaskResult:
+    done = list(scope.resume["done"]) if scope.resume is not None else []
+    began_at = len(done)
+    for step in range(began_at, int(task.inputs["steps"])):
+        if step == int(task.inputs["fails_at"]) and scope.resume is None:
+            return allocate(Task(task.stage, task.name, task.function, {"mib": 2048}), scope)
+        done.append(step)
+        scope.checkpoint({"done": done})
+    return TaskResult(task=task.name, outputs={"done": done, "began_at": began_at})
+
+
 def raise_ours(task: Task, scope: Scope) -> TaskResult:
     raise LearningError("no positives", hint="label some", details={"rows": 3})
 

@@ -119,11 +119,40 @@ def test_a_grandchild_counts(enforced: str) -> None:
         _run("allocate_in_grandchild", mib=2048)
 
 
-def test_another_try_has_half_the_batch() -> None:
+def test_another_try_has_smaller_batches() -> None:
     result = _run("batch_bytes", fits=3 * MIB, attempts=3)
-    assert (result.attempts, result.outputs["batch_bytes"]) == (3, 2 * MIB)
-    with pytest.raises(MemoryBudgetExceeded):
+    assert (result.attempts, result.outputs["batch_bytes"]) == (3, MIB // 2)
+    with pytest.raises(MemoryBudgetExceeded) as caught:
         _run("batch_bytes", fits=3 * MIB, attempts=2)
+    assert caught.value.details["attempts"] == 2
+    assert caught.value.details["suggested_budget_bytes"] > ALLOWED
+    assert f"--memory {caught.value.details['suggested_budget_bytes'] // MIB}MiB" in caught.value.hint
+
+
+def test_another_try_has_the_rows_that_fit_by_what_each_was_seen_to_take() -> None:
+    """A batch of 32 rows was the last that went through, at 512 MiB: 16 MiB a row, and 60 % of the budget is to use."""
+    result = _run("hold_batches", row_mib=12, rows=64, attempts=2)
+    assert result.attempts == 2
+    assert 15 <= result.outputs["rows"] <= 20  # half of the batch would be 32
+
+
+def test_another_try_goes_on_from_the_last_checkpoint() -> None:
+    result = _run("checkpointed", steps=5, fails_at=3, attempts=2)
+    assert result.outputs == {"done": [0, 1, 2, 3, 4], "began_at": 3}
+
+
+def test_one_row_that_cannot_fit_fails_after_five_tries_with_what_to_do() -> None:
+    notes: list[str] = []
+    with pytest.raises(MemoryBudgetExceeded) as caught:
+        _run(
+            "batch_bytes",
+            fits=0,
+            attempts=5,
+            hook=lambda e: notes.append(str(e)) if isinstance(e, events.Note) else None,
+        )
+    assert caught.value.details["attempts"] == 5
+    assert len(notes) == 4
+    assert "batches of 1 B" in notes[-1]
 
 
 def test_errors_of_ours_cross_as_themselves() -> None:

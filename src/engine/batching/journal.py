@@ -33,6 +33,10 @@ class Journal:
         write_json(self._path("plans", app, n), dict(plan))
         return dict(plan)
 
+    def replace_plan(self, app: str, n: int, plan: Mapping[str, Any]) -> None:
+        """Write another plan in the place of one that was never committed and cannot be run."""
+        write_json(self._path("plans", app, n), dict(plan))
+
     def commit(self, app: str, n: int) -> dict[str, Any] | None:
         """Return what commit n of an app recorded (its cursor and counts), or None."""
         found: dict[str, Any] | None = read_json(self._path("commits", app, n))

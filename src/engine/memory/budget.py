@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LEAST_BATCH = 64 * 1024
+ATTEMPTS = 5
+"""How often a task that is stopped at its budget is begun, with ever smaller batches."""
+
+_SMALLER = {2: 2, 3: 16, 4: 256}
 _MOST_BATCH = 32 * 2**20
 
 
@@ -26,9 +30,21 @@ class Budget:
             derived = max(LEAST_BATCH, min(_MOST_BATCH, self.allowed_bytes // 64))
             object.__setattr__(self, "batch_bytes", derived)
 
-    def halved(self) -> Budget:
-        """Return the budget for another try, with half the batch."""
-        return dataclasses.replace(self, batch_bytes=max(LEAST_BATCH, self.batch_bytes // 2))
+    def for_attempt(self, number: int, *, fitting_bytes: int | None = None) -> Budget:
+        """Return the budget for another try after one that was stopped: its batch is ever smaller, one row at last.
+
+        Parameters
+        ----------
+        number
+            Of the try, from 2.
+        fitting_bytes
+            The batch that would fit by what was seen of the one that did not. It is an upper bound only: what more it
+            would have taken nobody has seen.
+        """
+        batch = self.batch_bytes // _SMALLER[number] if number in _SMALLER else 1
+        if fitting_bytes is not None:
+            batch = min(batch, fitting_bytes)
+        return dataclasses.replace(self, batch_bytes=max(1, batch))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping."""

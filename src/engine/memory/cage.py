@@ -1,8 +1,8 @@
 """Runs a task in a fresh child process that cannot pass its budget, and tells apart how it ended.
 
 The group that enforces it is ``groups.py``, what samples it ``sampler.py``, what the child does ``child.py``. A child
-that is stopped at its budget is tried again with half the batch; nothing that it did is lost, since only whole files
-have their final names.
+that is stopped at its budget is tried again with smaller batches, from its last checkpoint where it made one; nothing
+that it did is lost, since only whole files have their final names.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import IO, Any
 
 from engine import events
 from engine.errors import HeadraceError, MemoryBudgetExceeded, TaskCrashed, from_json
-from engine.memory.budget import Budget
-from engine.memory.governor import TERMINATE
+from engine.memory.budget import ATTEMPTS, Budget
+from engine.memory.governor import TARGET, TERMINATE
 from engine.memory.groups import MemoryGroup, memory_group
+from engine.memory.host import host_kills
 from engine.memory.sampler import SAMPLE_SECONDS, Sampler
 from engine.refs import MemoryFigures, Task, TaskResult, to_json
 from engine.units import format_bytes
 
 _SAMPLE_EVENT_SECONDS = 0.2
-_ATTEMPTS = 3
 _STDERR_LINES = 30
 
 
@@ -42,7 +42,7 @@ def run_caged(
     projected_bytes: int = 0,
     hook: events.Hook = events.ignore,
     launcher: Sequence[str] = (),
-    attempts: int = _ATTEMPTS,
+    attempts: int = ATTEMPTS,
 ) -> TaskResult:
     """Run a task in a child of its own and return what it returned, with the four figures filled in.
 
@@ -62,7 +62,8 @@ def run_caged(
     launcher
         Prefix of the command line instead of this interpreter; for profiling.
     attempts
-        How often a task that is stopped at its budget is begun, each time with half the batch.
+        How often a task that is stopped at its budget is begun: with batches of as many rows as would fit by the bytes
+        that a row was seen to take, a half, a 16th and a 256th of the first ones at most, and one row at last.
 
     Raises
     ------
@@ -79,18 +80,20 @@ def run_caged(
     for tasks that start processes of their own (none of ours does): one that leaves the child's session is only found
     by a control group, and one whose grandparent is killed is not killed with it.
     """
+    first, resume = budget, None
     for attempt in range(1, attempts + 1):
+        child = _Child(task, context, budget, projected_bytes, hook, launcher, resume)
         try:
-            result = _Child(task, context, budget, projected_bytes, hook, launcher).run()
+            return dataclasses.replace(child.run(), attempts=attempt)
         except MemoryBudgetExceeded as error:
             if attempt == attempts:
                 error.details["attempts"] = attempt
                 raise
-            budget = budget.halved()
-            text = f"stopped at its budget; again with batches of {format_bytes(budget.batch_bytes)}"
+            resume = child.checkpoint
+            budget = first.for_attempt(attempt + 1, fitting_bytes=child.fitting_batch_bytes())
+            since = "its last written chunk" if resume is not None else "its start"
+            text = f"stopped at its budget; again from {since} with batches of {format_bytes(budget.batch_bytes)}"
             hook(events.Note(task.stage, task.name, text))
-            continue
-        return dataclasses.replace(result, attempts=attempt)
     raise ValueError(f"attempts is {attempts}; it is at least 1")
 
 
@@ -105,9 +108,16 @@ class _Child:
         projected_bytes: int,
         hook: events.Hook,
         launcher: Sequence[str],
+        resume: Mapping[str, Any] | None,
     ) -> None:
         self._task = task
-        self._payload = {"task": to_json(task), "context": dict(context), "budget": budget.to_json()}
+        self._payload = {
+            "task": to_json(task),
+            "context": dict(context),
+            "budget": budget.to_json(),
+            "resume": resume,
+        }
+        self.checkpoint = resume
         self._budget = budget
         self._projected = projected_bytes
         self._hook = hook
@@ -120,6 +130,17 @@ class _Child:
         self._told_bytes = 0
         self._answer: dict[str, Any] | None = None
         self._buffer = b""
+        self._batch_rows = 0  # of the largest batch that went through
+        self._batch_bytes = 0
+        self._host_kills = host_kills()
+
+    def fitting_batch_bytes(self) -> int | None:
+        """Return the batch that would stay below *target* by the bytes that each of its rows was seen to take."""
+        if not self._batch_rows or not self._reserved:
+            return None
+        row_bytes = (self._peak - self._reserved) / self._batch_rows
+        room = TARGET * (self._budget.allowed_bytes - self._reserved)
+        return int(room / row_bytes * self._batch_bytes / self._batch_rows) if row_bytes > 0 and room > 0 else 1
 
     def run(self) -> TaskResult:
         with memory_group(self._budget.allowed_bytes) as group, tempfile.TemporaryFile() as output:
@@ -221,7 +242,12 @@ class _Child:
         for line in lines:
             value = json.loads(line)
             if "event" in value:
-                self._hook(events.from_json(value))
+                event = events.from_json(value)
+                if isinstance(event, events.BatchDone) and event.bytes >= self._batch_bytes:
+                    self._batch_rows, self._batch_bytes = event.rows, event.bytes
+                self._hook(event)
+            elif "checkpoint" in value:
+                self.checkpoint = value["checkpoint"]
             elif "reserved" in value:
                 self._reserved = int(value["reserved"])
             else:
@@ -247,15 +273,19 @@ class _Child:
 
     def _exceeded(self, enforced_by: str) -> HeadraceError:
         allowed, task = self._budget.allowed_bytes, self._task
+        # What it would have taken nobody has seen: a half more, or what the plan had thought, rounded up.
+        needed = -(-max(self._projected, self._peak, allowed) * 3 // 2**21) * 2**20
         return MemoryBudgetExceeded(
             f"{task.stage} {task.name} was stopped at its memory budget: measured {format_bytes(self._peak)} "
             f"of {format_bytes(allowed)} allowed (enforced by {enforced_by})",
-            hint="give it more with resources.memory or --memory; what was committed stays and the next run goes on",
+            hint=f"it takes more than that: try --memory {needed // 2**20}MiB (resources.memory); what was committed "
+            "stays and the next run goes on",
             details={
                 "stage": task.stage,
                 "task": task.name,
                 "allowed_bytes": allowed,
                 "measured_bytes": self._peak,
+                "suggested_budget_bytes": needed,
                 "enforced_by": enforced_by,
                 "timeline": self._timeline,
             },
@@ -263,16 +293,20 @@ class _Child:
 
     def _crashed(self, code: int, answer: Mapping[str, Any] | None, tail: list[str]) -> HeadraceError:
         task = self._task
+        hint = "this is a fault of the program or of its surroundings; --json shows where. Run again to go on"
         if answer is not None:
             what = f"{answer['type']}: {answer['text']}"
             tail = list(answer["traceback"])
+        elif code == -signal.SIGKILL and host_kills() > self._host_kills:
+            what = "killed, as the kernel was killing for want of memory outside of this task's budget"
+            hint = "leave the host, or the group that all of this runs in, more room; run again to go on"
         elif code < 0:
             what = f"ended by {_signal_name(-code)}"
         else:
             what = f"exit code {code}"
         return TaskCrashed(
             f"{task.stage} {task.name} crashed: {what}",
-            hint="this is a fault of the program or of its surroundings; --json shows where. Run again to go on",
+            hint=hint,
             details={"stage": task.stage, "task": task.name, "exit_code": code, "output": tail},
         )
 

@@ -69,7 +69,12 @@ def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
         emit(events.Pressure(task.stage, task.name, level, measured, round(time.monotonic() - started, 3)))
 
     governor = Governor(budget, reserved_bytes=reserved, on_pressure=pressure)
-    scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started)
+
+    def keep(checkpoint: Mapping[str, Any]) -> None:
+        _say(pipe, {"checkpoint": checkpoint})
+
+    resume = payload.get("resume")
+    scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started, keep, resume)
     result = function(task, scope)
     return result, measure_self().counted_bytes
 

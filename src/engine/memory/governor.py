@@ -15,7 +15,8 @@ TARGET, SHRINK, PAUSE, TERMINATE = 0.60, 0.70, 0.80, 0.95
 """Thresholds, as fractions of allowed less reserved; terminate, the parent's, is one of allowed."""
 
 _LEVELS = ("none", "target", "shrink", "pause")
-_WAIT_SECONDS = 2.0  # nothing else may free what one thread waits for, so it never waits long
+_WAIT_SECONDS = 2.0
+_STILL_SECONDS = 0.25
 _LOOK_EVERY_SECONDS = 0.05
 
 
@@ -32,6 +33,11 @@ class PressureState:
         room = max(1, allowed_bytes - reserved_bytes)
         self._bounds = [int(reserved_bytes + room * share) for share in (TARGET, SHRINK, PAUSE)]
         self.level = 0
+
+    @property
+    def target_bytes(self) -> int:
+        """The lowest threshold."""
+        return self._bounds[0]
 
     def update(self, measured_bytes: int) -> int:
         """Return the level, 0 (none) to 3 (pause), at this measure."""
@@ -65,6 +71,7 @@ class Governor:
         self._most = self._batch = budget.batch_bytes
         self._on_pressure = on_pressure
         self._looked = 0.0
+        self._measured = 0
         self._new = False  # a look that no batch has followed yet
 
     def batch_bytes(self) -> int:
@@ -78,19 +85,30 @@ class Governor:
             return self._batch
         self._new = False
         if level >= 2:
-            self._batch = max(LEAST_BATCH, self._batch // 2)
+            self._batch = max(min(LEAST_BATCH, self._most), self._batch // 2)
         elif level == 0:
             self._batch = min(self._most, self._batch * 2)
         return self._batch
 
     def wait(self) -> None:
-        """Return at once, or, in pause, after memory has been given back, two seconds at the latest."""
+        """Return at once, or, in pause, once the measure is below *target*, or no longer falls.
+
+        What one thread waits for, nothing else may free: after a quarter of a second without a new low, or two seconds
+        in all, it goes on, and the cage is what holds the budget.
+        """
         if self._look() < 3:
             return
-        until = time.monotonic() + _WAIT_SECONDS
-        while self._look(force=True) >= 3 and time.monotonic() < until:
+        started = fell = time.monotonic()
+        lowest = self._measured
+        while self._measured >= self._state.target_bytes:
             release_pools()
             time.sleep(_LOOK_EVERY_SECONDS)
+            self._look(force=True)
+            now = time.monotonic()
+            if self._measured < lowest:
+                lowest, fell = self._measured, now
+            if now - fell > _STILL_SECONDS or now - started > _WAIT_SECONDS:
+                return
 
     def _look(self, *, force: bool = False) -> int:
         now = time.monotonic()
@@ -98,7 +116,7 @@ class Governor:
             return self._state.level
         self._looked = now
         self._new = True
-        measured = measure_self().counted_bytes
+        measured = self._measured = measure_self().counted_bytes
         before = self._state.level
         level = self._state.update(measured)
         if level != before:

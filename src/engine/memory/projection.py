@@ -1,13 +1,11 @@
 """What a task is expected to hold at its peak: named terms, summed, and refused when over the budget. Pure
-arithmetic.
+arithmetic; what earlier runs measured comes from ``learned.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from uuid import uuid4
 
 from engine.errors import PlanRefused
 from engine.memory.budget import LEAST_BATCH, Budget
@@ -18,19 +16,6 @@ _MIB = 2**20
 BATCHES = "batches"
 """How the names of terms begin that grow with the batch."""
 
-_FIRST_RESERVED = {
-    "extract": 100 * _MIB,
-    "prepare": 110 * _MIB,
-    "train.cache": 140 * _MIB,
-    "train.fit": 160 * _MIB,
-    "validate": 170 * _MIB,
-    "score": 170 * _MIB,
-    "monitor": 110 * _MIB,
-}
-"""Before a workspace has measured its own: fresh children on Linux x86-64, Python 3.11, rounded up."""
-
-_UNKNOWN_RESERVED = 170 * _MIB
-
 
 @dataclass(frozen=True)
 class Projection:
@@ -39,6 +24,25 @@ class Projection:
     stage: str
     reserved_bytes: int  # the process before any data
     terms: Mapping[str, int] = field(default_factory=dict)  # bytes by name
+    rows: int = 0  # that the task holds at once; 0: it holds batches only
+    row_term: str = ""  # the term that is proportional to ``rows``
+    table: str = ""  # whose rows they are
+    first_row_bytes: float = 0.0  # of a row that is held, before anything was learned of it
+
+    @property
+    def row_bytes(self) -> float:
+        """Bytes of a row that is held, 0 where none is."""
+        return self.terms[self.row_term] / self.rows if self.rows and self.row_term else 0.0
+
+    def observed_row_bytes(self, measured_bytes: int) -> float | None:
+        """Return the bytes of a row as a run has measured them, None where its rows were too few to tell.
+
+        All that was measured beyond ``reserved`` is put down to rows: where they are most of it, that errs on the safe
+        side.
+        """
+        if not self.rows or not self.row_term or 2 * self.terms[self.row_term] < sum(self.terms.values()):
+            return None
+        return max(0, measured_bytes - self.reserved_bytes) / self.rows
 
     @property
     def projected_bytes(self) -> int:
@@ -97,38 +101,3 @@ class Projection:
                 "terms": dict(self.terms),
             },
         )
-
-
-class ReservedStore:
-    """What each kind of task takes before any data, as its children measured it; one small file a kind.
-
-    Parameters
-    ----------
-    directory
-        In the workspace; made with the first figure.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def load(self, stage: str) -> int:
-        """Return the largest figure measured so far, or a documented first guess, in bytes."""
-        return self._measured(stage) or _FIRST_RESERVED.get(stage, _UNKNOWN_RESERVED)
-
-    def save(self, stage: str, reserved_bytes: int) -> None:
-        """Keep a figure where it is the largest of this kind; 0 says nothing."""
-        if reserved_bytes > self._measured(stage):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            path = self._path(stage)
-            temporary = path.with_suffix(f".{uuid4().hex[:8]}.tmp")  # tasks of one phase may end at once
-            temporary.write_text(str(reserved_bytes))
-            temporary.replace(path)
-
-    def _measured(self, stage: str) -> int:
-        try:
-            return int(self._path(stage).read_text())
-        except (FileNotFoundError, ValueError):  # cut off with the power: it is measured again by the next task
-            return 0
-
-    def _path(self, stage: str) -> Path:
-        return self._directory / f"{stage}.reserved"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,17 @@ class Scope:
     governor: Governor
     emit: events.Hook
     started: float  # time.monotonic()
+    keep: Callable[[Mapping[str, Any]], None] = lambda checkpoint: None
+    resume: Mapping[str, Any] | None = None  # the last checkpoint of a try that was stopped at its budget
 
     @property
     def seconds(self) -> float:
         """Seconds since the task began."""
         return round(time.monotonic() - self.started, 3)
+
+    def checkpoint(self, value: Mapping[str, Any]) -> None:
+        """Say from where another try of this task could go on: JSON, with the refs of what is written so far."""
+        self.keep(value)
 
     def progress(self, done: float, total: float, what: str) -> None:
         """Say how much is done."""

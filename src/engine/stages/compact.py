@@ -188,7 +188,7 @@ def _project(context: StageContext, *, columns: int) -> Projection:
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": columns * 2**20 // 4,
     }
-    return Projection(stage="compact", reserved_bytes=context.reserved.load("compact"), terms=terms)
+    return Projection(stage="compact", reserved_bytes=context.learned.reserved_bytes("compact"), terms=terms)
 
 
 def run(task: Task, scope: Scope) -> TaskResult:

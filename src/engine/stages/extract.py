@@ -160,7 +160,7 @@ class ExtractStage:
             "spec": context.spec_hash(),
         }
         task = Task(self.name, f"{self.what}.{plan.n}", "engine.sources.reading:run", inputs)
-        reserved = context.reserved.load(self.name)
+        reserved = context.learned.reserved_bytes(self.name)
         return task, _project(reserved, context.budget.batch_bytes, len(contract.stored))
 
     def _settling(self, context: StageContext, plan: Plan, read: TaskResult) -> tuple[Task, Projection] | None:
@@ -206,7 +206,7 @@ def forecast(context: StageContext) -> list[Forecast]:
             columns = len(source.schema())
     else:
         columns = len(Contract.from_json(last["contract"]).stored)
-    reading = _project(context.reserved.load("extract"), context.budget.batch_bytes, columns)
+    reading = _project(context.learned.reserved_bytes("extract"), context.budget.batch_bytes, columns)
     rows = SLICE_ROWS["raw"]
     found = [Forecast(reading, rows)]
     source_spec = context.spec.source
@@ -337,7 +337,7 @@ def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
 
 
 def _project_settling(context: StageContext) -> Projection:
-    reserved = context.reserved.load("extract.settle")
+    reserved = context.learned.reserved_bytes("extract.settle")
     free = max(0, context.budget.allowed_bytes - reserved)
     terms = {
         "joins": max(LEAST_JOIN_BYTES, int(JOIN_SHARE * free)),

@@ -198,7 +198,7 @@ def _projection(context: StageContext) -> Projection:
         "labels of one span": _SPAN_LABEL_BYTES,
         "champion for drift": _MODEL_BYTES,
     }
-    return Projection(stage="monitor", reserved_bytes=context.reserved.load("monitor"), terms=terms)
+    return Projection(stage="monitor", reserved_bytes=context.learned.reserved_bytes("monitor"), terms=terms)
 
 
 def run(task: Task, scope: Scope) -> TaskResult:

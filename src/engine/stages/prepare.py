@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from engine.batching import Table
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.errors import HeadraceError
 from engine.features.label_slices import label_chunks, label_window_keys
 from engine.features.row_slices import search_rows, time_of
 from engine.features.spans import Increment, Span, plan_spans
@@ -69,6 +70,20 @@ class PrepareStage:
         if not done:
             return (_gather_task(self.name, context, plan),)
         return () if len(done) == 2 else (_search_task(self.name, context, plan, done[0][0]),)
+
+    def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+        """Return the first half of a span of rows, which leaves the other to do; labels come by commits."""
+        del error
+        if plan.bounds["kind"] == "labels":
+            return None
+        low, high = plan.bounds["span"]
+        live = _live_spans(self.primary(context))
+        middle = (low + high) // 2
+        if middle == low or any(span.low < middle < span.high for span, _ in live):
+            return None  # one moment, or a commit that can only be replaced whole
+        rows = -(-int(plan.bounds["rows"]) // 2)
+        todo = [[low, middle, rows], [middle, high, rows], *plan.bounds["todo"]]
+        return _rows_bounds(todo, raw_n=plan.bounds["raw_n"], live=live)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far labels and rows are; publish label events first, then prepared."""
@@ -159,7 +174,7 @@ def _project_labels(context: StageContext, rows: int) -> Projection:
         "window segments in hand": rows * 48,
         "row group being written": 2 * ROW_GROUP_BYTES,
     }
-    return Projection(stage="prepare.labels", reserved_bytes=context.reserved.load("prepare"), terms=terms)
+    return Projection(stage="prepare.labels", reserved_bytes=context.learned.reserved_bytes("prepare"), terms=terms)
 
 
 def _finish_labels(
@@ -219,14 +234,19 @@ def _next_span(context: StageContext, state: _State, raw_n: int) -> dict[str, An
         target = raw_n
         if not todo:
             return None
+    return _rows_bounds(todo, raw_n=target, live=live)
+
+
+def _rows_bounds(todo: Sequence[Sequence[int]], *, raw_n: int, live: Sequence[tuple[Span, int]]) -> dict[str, Any]:
+    """Return the bounds of the first span that is to do."""
     low, high, rows = todo[0]
     return {
         "kind": "rows",
         "span": [low, high],
         "rows": rows,
-        "raw_n": target,
+        "raw_n": raw_n,
         "replaces": [n for span, n in live if span.overlaps(low, high)],
-        "todo": todo[1:],
+        "todo": list(todo[1:]),
     }
 
 
@@ -264,8 +284,14 @@ def _row_bytes(context: StageContext, *, through_n: int) -> float:
 
 
 def _rows_per_span(context: StageContext, row_bytes: float) -> int:
-    free = context.budget.allowed_bytes - context.reserved.load("prepare")
-    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / (row_bytes * _GATHER_COPIES))))
+    free = context.budget.allowed_bytes - context.learned.reserved_bytes("prepare")
+    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / _held_row_bytes(context, row_bytes))))
+
+
+def _held_row_bytes(context: StageContext, row_bytes: float) -> float:
+    """Return what gathering a span holds for each of its rows, of ``row_bytes`` in memory."""
+    first = row_bytes * _GATHER_COPIES
+    return context.learned.row_bytes("prepare.gather", context.spec.feature_set, first=first)
 
 
 def _reach(spec: PipelineSpec) -> int:
@@ -287,10 +313,18 @@ def _gather_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, P
 
 def _project_gather(context: StageContext, rows: int, row_bytes: float) -> Projection:
     terms = {
-        "span while it is sorted": int(rows * row_bytes * _GATHER_COPIES),
+        "span while it is sorted": int(rows * _held_row_bytes(context, row_bytes)),
         "batches in flight": 2 * context.budget.batch_bytes,
     }
-    return Projection(stage="prepare.gather", reserved_bytes=context.reserved.load("prepare"), terms=terms)
+    return Projection(
+        stage="prepare.gather",
+        reserved_bytes=context.learned.reserved_bytes("prepare"),
+        terms=terms,
+        rows=rows,
+        row_term="span while it is sorted",
+        table=context.spec.feature_set,
+        first_row_bytes=row_bytes * _GATHER_COPIES,
+    )
 
 
 def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskResult) -> tuple[Task, Projection]:
@@ -316,7 +350,7 @@ def _project_search(context: StageContext) -> Projection:
         "page of each column": (features + 3) * 2**18,
         "transform": 16 * 2**20,
     }
-    return Projection(stage="prepare.search", reserved_bytes=context.reserved.load("prepare"), terms=terms)
+    return Projection(stage="prepare.search", reserved_bytes=context.learned.reserved_bytes("prepare"), terms=terms)
 
 
 def forecast(context: StageContext) -> list[Forecast]:

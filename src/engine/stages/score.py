@@ -143,7 +143,7 @@ def _project(context: StageContext, rows: int) -> Projection:
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**17,
     }
-    return Projection(stage="score", reserved_bytes=context.reserved.load("score"), terms=terms)
+    return Projection(stage="score", reserved_bytes=context.learned.reserved_bytes("score"), terms=terms)
 
 
 def _new_chunks(workspace: Workspace, feature_set: str, after_n: int, since: datetime) -> list[Chunk]:

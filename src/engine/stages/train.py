@@ -21,7 +21,7 @@ from engine.batching import Table, Workspace
 from engine.batching.atomic import require_json, write_json
 from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
-from engine.errors import LearningError
+from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
 from engine.features.encoders import EncoderBuilder, FeatureEncoder
 from engine.features.labelled import LabelView, labelled_rows
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
@@ -145,7 +145,7 @@ class TrainStage:
                 allowed_bytes=context.budget.disk_bytes,
                 what=f"the training cache of at most {rows:,} rows",
             )
-            inputs["available_bytes"] = _available_bytes(context)
+            inputs |= {"available_bytes": _available_bytes(context), "row_share": _fit_share(context)}
             task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.stages.train:run_cache", inputs)
             return ((task, _project_cache(context)),)
         cached = done[0][0]
@@ -153,6 +153,11 @@ class TrainStage:
         inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
         task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.stages.train:run_fit", inputs)
         return ((task, _project_fit(context, int(cached.outputs["rows"]))),)
+
+    def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+        """Return the same training where the budget chooses the sampling rate: from what the fit took, it is lower."""
+        chosen = context.spec.learner.sampling_rate is None and isinstance(error, MemoryBudgetExceeded)
+        return dict(plan.bounds) if chosen and _fit_share(context) > 1.0 else None
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Register the candidate with its bundle, then enter it in the ledger."""
@@ -216,7 +221,7 @@ def forecast(context: StageContext) -> list[Forecast]:
                 rows=rows,
                 positives=int(rows * share),
                 available_bytes=max(0, _available_bytes(context) - fixed),
-                bytes_per_row=terms["rows"] / rows,
+                bytes_per_row=_fit_share(context) * terms["rows"] / rows,
             )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
@@ -234,7 +239,11 @@ def _positive_share(facts: Mapping[str, Any]) -> float:
 
 def _available_bytes(context: StageContext) -> int:
     """Return what the budget leaves for the rows of a fit and all that its learner adds."""
-    free = context.budget.allowed_bytes - context.reserved.load("train.fit") - sum(_shared_terms(context).values())
+    free = (
+        context.budget.allowed_bytes
+        - context.learned.reserved_bytes("train.fit")
+        - sum(_shared_terms(context).values())
+    )
     return int(free * _FREE_SHARE)
 
 
@@ -250,14 +259,32 @@ def _project_cache(context: StageContext) -> Projection:
         **_shared_terms(context),
         "encoders and drift reference": len(context.spec.features.names()) * 2**20,
     }
-    return Projection(stage="train.cache", reserved_bytes=context.reserved.load("train.cache"), terms=terms)
+    return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)
 
 
 def _project_fit(context: StageContext, rows: int) -> Projection:
     mine = learner(context.spec.learner.kind)
     terms = mine.project(rows, features=len(context.spec.features.names()), parameters=context.spec.learner.parameters)
-    terms = {**_shared_terms(context), **terms}
-    return Projection(stage="train.fit", reserved_bytes=context.reserved.load("train.fit"), terms=terms)
+    first = terms["rows"] / rows if rows else 0.0
+    terms = {**_shared_terms(context), **terms, "rows": int(rows * _fit_share(context) * first)}
+    return Projection(
+        stage="train.fit",
+        reserved_bytes=context.learned.reserved_bytes("train.fit"),
+        terms=terms,
+        rows=rows,
+        row_term="rows" if first else "",
+        table=context.spec.pipeline,
+        first_row_bytes=first,
+    )
+
+
+def _fit_share(context: StageContext) -> float:
+    """Return what a row takes in a fit in relation to what its learner projects: more where that was measured.
+
+    Never less, so that the sampling rate, and with it the model, follows from the data and the budget alone as long as
+    the projection holds.
+    """
+    return max(1.0, context.learned.row_bytes("train.fit", context.spec.pipeline, first=1.0))
 
 
 def _cutoff(context: StageContext) -> datetime:
@@ -345,7 +372,7 @@ def run_cache(task: Task, scope: Scope) -> TaskResult:
             rows=rows,
             positives=positives,
             available_bytes=max(0, int(task.inputs["available_bytes"]) - fixed),
-            bytes_per_row=terms["rows"] / rows,
+            bytes_per_row=float(task.inputs["row_share"]) * terms["rows"] / rows,
         )
     codes = dict(zip(encoder.categorical_indices, encoder.cardinalities, strict=True))
     reference = ReferenceBuilder(encoder.feature_names, categorical=codes)

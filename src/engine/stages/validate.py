@@ -133,7 +133,7 @@ def _project(context: StageContext, rows: int, *, models: int) -> Projection:
         "models": models * _MODEL_BYTES,
         "scores of both models": rows * _BYTES_PER_ROW,
     }
-    return Projection(stage="validate", reserved_bytes=context.reserved.load("validate"), terms=terms)
+    return Projection(stage="validate", reserved_bytes=context.learned.reserved_bytes("validate"), terms=terms)
 
 
 def _reasons(rules: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from engine.errors import PlanRefused, WorkspaceError
 from engine.memory import governor as module
-from engine.memory.budget import Budget
+from engine.memory.budget import ATTEMPTS, Budget
 from engine.memory.disk import filesystem, refuse_memory, require_room
 from engine.memory.governor import Governor, PressureState
+from engine.memory.learned import Learned
 from engine.memory.measure import Measure, measure_self, measure_tree
-from engine.memory.projection import Projection, ReservedStore
+from engine.memory.projection import Projection
 
 MIB = 2**20
 
@@ -43,41 +44,70 @@ def test_a_batch_is_a_64th_of_the_budget_within_bounds(allowed: int, batch: int)
     assert Budget(allowed).batch_bytes == batch
 
 
-def test_another_try_halves_the_batch_down_to_64_kib() -> None:
+def test_another_try_has_ever_smaller_batches_and_at_last_one_row() -> None:
     budget = Budget(512 * MIB)
-    sizes = []
-    for _ in range(9):
-        budget = budget.halved()
-        sizes.append(budget.batch_bytes)
-    assert sizes[:2] == [4 * MIB, 2 * MIB]
-    assert sizes[-2:] == [64 * 1024, 64 * 1024]
+    sizes = [budget.for_attempt(number).batch_bytes for number in range(2, ATTEMPTS + 1)]
+    assert sizes == [4 * MIB, MIB // 2, 32 * 1024, 1]
+
+
+def test_another_try_has_no_more_than_was_seen_to_fit() -> None:
+    budget = Budget(512 * MIB)
+    assert budget.for_attempt(2, fitting_bytes=3 * MIB).batch_bytes == 3 * MIB
+    assert budget.for_attempt(2, fitting_bytes=7 * MIB).batch_bytes == 4 * MIB
+    assert budget.for_attempt(2, fitting_bytes=0).batch_bytes == 1
 
 
 def test_reserved_keeps_the_largest_figure_of_a_stage(tmp_path: Path) -> None:
-    store = ReservedStore(tmp_path / "memory")
-    first = store.load("train.fit")
+    learned = Learned(tmp_path / "memory")
+    first = learned.reserved_bytes("train.fit")
     assert first > 0
     for measured in (0, 5, 11, 7):
-        store.save("train.fit", measured)
-    assert store.load("train.fit") == 11
-    assert ReservedStore(tmp_path / "memory").load("unheard of") > 0
+        learned.save_reserved("train.fit", measured)
+    assert learned.reserved_bytes("train.fit") == 11
+    assert Learned(tmp_path / "memory").reserved_bytes("unheard of") > 0
 
 
 def test_tasks_that_end_at_once_all_keep_their_reserved(tmp_path: Path) -> None:
-    store = ReservedStore(tmp_path / "memory")
+    learned = Learned(tmp_path / "memory")
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda size: store.save("train.fit", size), range(1, 801)))  # raises what a save raised
-    assert 0 < store.load("train.fit") <= 800
+        list(
+            pool.map(lambda size: learned.save_reserved("train.fit", size), range(1, 801))
+        )  # raises what a save raised
+    assert 0 < learned.reserved_bytes("train.fit") <= 800
     assert [path.name for path in (tmp_path / "memory").iterdir()] == ["train.fit.reserved"]
 
 
-def test_a_reserved_figure_that_was_cut_off_is_measured_again(tmp_path: Path) -> None:
-    store = ReservedStore(tmp_path)
-    first = store.load("train.fit")
-    (tmp_path / "train.fit.reserved").write_text("")
-    assert store.load("train.fit") == first
-    store.save("train.fit", 13)
-    assert store.load("train.fit") == 13
+@pytest.mark.parametrize("damage", ["", "[1", "7", '["x"]', "{}"])
+def test_a_figure_that_was_cut_off_is_measured_again(tmp_path: Path, damage: str) -> None:
+    learned = Learned(tmp_path)
+    first = learned.reserved_bytes("train.fit")
+    (tmp_path / "train.fit.reserved").write_text(damage)
+    assert learned.reserved_bytes("train.fit") == first
+    learned.save_reserved("train.fit", 13)
+    assert learned.reserved_bytes("train.fit") == 13
+
+
+def test_bytes_of_a_row_are_those_that_the_last_runs_over_the_table_measured(tmp_path: Path) -> None:
+    learned = Learned(tmp_path)
+    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == 500.0
+    learned.save_row_bytes("prepare.gather", "flights", 300.0, first=500.0)
+    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == pytest.approx(315.0)
+    assert learned.row_bytes("prepare.gather", "flights", first=1_000.0) == pytest.approx(630.0)  # rows became larger
+    assert learned.row_bytes("prepare.gather", "taxis", first=500.0) == 500.0
+    learned.save_row_bytes("prepare.gather", "flights", 700.0, first=500.0)
+    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == pytest.approx(735.0)
+    for _ in range(8):
+        learned.save_row_bytes("prepare.gather", "flights", 200.0, first=500.0)
+    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == pytest.approx(210.0)
+
+
+def test_a_run_says_what_its_rows_took_only_where_they_are_most_of_it() -> None:
+    many = Projection("gather", 101, {"span": 700, "batches": 300}, rows=7, row_term="span", first_row_bytes=100.0)
+    assert many.row_bytes == 100.0
+    assert many.observed_row_bytes(101 + 77) == 11.0
+    few = Projection("gather", 101, {"span": 299, "batches": 300}, rows=7, row_term="span")
+    assert few.observed_row_bytes(5_000) is None
+    assert Projection("score", 101, {"batches": 300}).observed_row_bytes(5_000) is None
 
 
 def test_pressure_rises_at_once_and_falls_only_below_the_threshold_under_it() -> None:
