@@ -332,6 +332,6 @@ def _call(context: StageContext, task: Task, projection: Projection) -> Callable
 def _learn(context: StageContext, projection: Projection, measured_bytes: int) -> None:
     """Keep what a row took, for the next projections of this kind of task over this table."""
     row_bytes = projection.observed_row_bytes(measured_bytes)
-    if row_bytes and projection.first_row_bytes:
-        first = projection.first_row_bytes
-        context.learned.save_row_bytes(projection.stage, projection.table, row_bytes, first=first)
+    if row_bytes and projection.base_row_bytes:
+        base = projection.base_row_bytes
+        context.learned.save_row_bytes(projection.stage, projection.table, row_bytes, base=base)

@@ -129,8 +129,12 @@ def search_rows(spec: PipelineSpec, batch_bytes: int) -> int:
 
 def _grouped(reader: pa.ipc.RecordBatchFileReader, *, rows: int) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
-    for index in range(reader.num_record_batches):
-        batch = reader.get_batch(index)
+    parts = (
+        batch.slice(start, rows)
+        for batch in map(reader.get_batch, range(reader.num_record_batches))
+        for start in range(0, batch.num_rows, rows)
+    )
+    for batch in parts:
         if held and sum(b.num_rows for b in held) + batch.num_rows > rows:
             yield pa.Table.from_batches(held)
             held = []

@@ -15,15 +15,17 @@ _RUNS = 8  # of which the largest figure counts: one that was large is forgotten
 _MARGIN = 1.05
 
 _FIRST_RESERVED = {
-    "extract": 100 * _MIB,
-    "prepare": 110 * _MIB,
-    "train.cache": 140 * _MIB,
+    "compact": 52 * _MIB,
+    "extract": 52 * _MIB,
+    "extract.settle": 56 * _MIB,
+    "prepare": 68 * _MIB,
+    "train.cache": 68 * _MIB,
     "train.fit": 160 * _MIB,
-    "validate": 170 * _MIB,
-    "score": 170 * _MIB,
-    "monitor": 110 * _MIB,
+    "validate": 160 * _MIB,
+    "score": 160 * _MIB,
+    "monitor": 68 * _MIB,
 }
-"""Before a workspace has measured its own: fresh children on Linux x86-64, Python 3.11, rounded up."""
+"""Before a workspace has measured its own: a fifth more than fresh children took on Linux x86-64, Python 3.11."""
 
 _UNKNOWN_RESERVED = 170 * _MIB
 
@@ -49,22 +51,24 @@ class Learned:
         if reserved_bytes > max(self._figures(stage, "reserved"), default=0):
             self._write(stage, "reserved", [reserved_bytes])
 
-    def row_bytes(self, stage: str, table: str, *, first: float) -> float:
+    def row_bytes(self, stage: str, table: str, *, base: float, copies: float) -> float:
         """Return the bytes that a task holds for each of its rows, as the last runs over a table measured them.
 
         Parameters
         ----------
-        first
-            The estimate from the table alone. What was measured counts in relation to the estimate of its time, so
-            that rows which have become larger since are projected larger.
+        base
+            Of a row as the table has it. What was measured counts in relation to it, so that rows which have become
+            larger since are projected larger.
+        copies
+            How often a row is held, before the first run has told.
         """
-        shares = self._figures(f"{stage}.{table}", "row_bytes")
-        return first * max(shares) * _MARGIN if shares else first
+        measured = self._figures(f"{stage}.{table}", "row_bytes")
+        return base * (max(measured) * _MARGIN if measured else copies)
 
-    def save_row_bytes(self, stage: str, table: str, row_bytes: float, *, first: float) -> None:
-        """Keep what a run has measured, with the estimate that was made before it."""
+    def save_row_bytes(self, stage: str, table: str, row_bytes: float, *, base: float) -> None:
+        """Keep what a run has measured, in relation to the bytes of a row as the table has it."""
         name = f"{stage}.{table}"
-        self._write(name, "row_bytes", [*self._figures(name, "row_bytes"), round(row_bytes / first, 4)][-_RUNS:])
+        self._write(name, "row_bytes", [*self._figures(name, "row_bytes"), round(row_bytes / base, 4)][-_RUNS:])
 
     def _figures(self, name: str, kind: str) -> list[float]:
         try:

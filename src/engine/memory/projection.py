@@ -27,7 +27,7 @@ class Projection:
     rows: int = 0  # that the task holds at once; 0: it holds batches only
     row_term: str = ""  # the term that is proportional to ``rows``
     table: str = ""  # whose rows they are
-    first_row_bytes: float = 0.0  # of a row that is held, before anything was learned of it
+    base_row_bytes: float = 0.0  # of a row as the table has it
 
     @property
     def row_bytes(self) -> float:

@@ -290,8 +290,8 @@ def _rows_per_span(context: StageContext, row_bytes: float) -> int:
 
 def _held_row_bytes(context: StageContext, row_bytes: float) -> float:
     """Return what gathering a span holds for each of its rows, of ``row_bytes`` in memory."""
-    first = row_bytes * _GATHER_COPIES
-    return context.learned.row_bytes("prepare.gather", context.spec.feature_set, first=first)
+    table = context.spec.feature_set
+    return context.learned.row_bytes("prepare.gather", table, base=row_bytes, copies=_GATHER_COPIES)
 
 
 def _reach(spec: PipelineSpec) -> int:
@@ -323,7 +323,7 @@ def _project_gather(context: StageContext, rows: int, row_bytes: float) -> Proje
         rows=rows,
         row_term="span while it is sorted",
         table=context.spec.feature_set,
-        first_row_bytes=row_bytes * _GATHER_COPIES,
+        base_row_bytes=row_bytes,
     )
 
 

@@ -274,7 +274,7 @@ def _project_fit(context: StageContext, rows: int) -> Projection:
         rows=rows,
         row_term="rows" if first else "",
         table=context.spec.pipeline,
-        first_row_bytes=first,
+        base_row_bytes=first,
     )
 
 
@@ -284,7 +284,7 @@ def _fit_share(context: StageContext) -> float:
     Never less, so that the sampling rate, and with it the model, follows from the data and the budget alone as long as
     the projection holds.
     """
-    return max(1.0, context.learned.row_bytes("train.fit", context.spec.pipeline, first=1.0))
+    return max(1.0, context.learned.row_bytes("train.fit", context.spec.pipeline, base=1.0, copies=1.0))
 
 
 def _cutoff(context: StageContext) -> datetime:

@@ -89,20 +89,24 @@ def test_a_figure_that_was_cut_off_is_measured_again(tmp_path: Path, damage: str
 
 def test_bytes_of_a_row_are_those_that_the_last_runs_over_the_table_measured(tmp_path: Path) -> None:
     learned = Learned(tmp_path)
-    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == 500.0
-    learned.save_row_bytes("prepare.gather", "flights", 300.0, first=500.0)
-    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == pytest.approx(315.0)
-    assert learned.row_bytes("prepare.gather", "flights", first=1_000.0) == pytest.approx(630.0)  # rows became larger
-    assert learned.row_bytes("prepare.gather", "taxis", first=500.0) == 500.0
-    learned.save_row_bytes("prepare.gather", "flights", 700.0, first=500.0)
-    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == pytest.approx(735.0)
+
+    def held(table: str = "flights", base: float = 100.0) -> float:
+        return learned.row_bytes("prepare.gather", table, base=base, copies=5)
+
+    assert held() == 500.0
+    learned.save_row_bytes("prepare.gather", "flights", 300.0, base=100.0)
+    assert held() == pytest.approx(315.0)
+    assert held(base=200.0) == pytest.approx(630.0)  # rows became larger
+    assert held("taxis") == 500.0
+    learned.save_row_bytes("prepare.gather", "flights", 700.0, base=100.0)
+    assert held() == pytest.approx(735.0)
     for _ in range(8):
-        learned.save_row_bytes("prepare.gather", "flights", 200.0, first=500.0)
-    assert learned.row_bytes("prepare.gather", "flights", first=500.0) == pytest.approx(210.0)
+        learned.save_row_bytes("prepare.gather", "flights", 200.0, base=100.0)
+    assert held() == pytest.approx(210.0)
 
 
 def test_a_run_says_what_its_rows_took_only_where_they_are_most_of_it() -> None:
-    many = Projection("gather", 101, {"span": 700, "batches": 300}, rows=7, row_term="span", first_row_bytes=100.0)
+    many = Projection("gather", 101, {"span": 700, "batches": 300}, rows=7, row_term="span")
     assert many.row_bytes == 100.0
     assert many.observed_row_bytes(101 + 77) == 11.0
     few = Projection("gather", 101, {"span": 299, "batches": 300}, rows=7, row_term="span")
