@@ -30,7 +30,6 @@ from engine.upkeep import compact_tables
 _LEAST = 8  # chunks that a table has to lose for a compaction to be worth a process
 _NAMED = re.compile(r'[^"/\\]+\.(?:parquet|arrow)')
 _SEGMENT = re.compile(r"(events|labels)-(\d{8})-")
-_UNTOUCHED = ("bundles", "registry", "profiles")
 
 
 @dataclass
@@ -167,10 +166,8 @@ class _Sweep:
         for path in sorted(self._workspace.root.glob("caches/[0-9]*")):  # of trainings, by their n
             if int(path.name) <= self._committed.get("train", 0):
                 self._delete_old(path, "leftovers")
-        for place in self._workspace.root.iterdir():
-            if place.is_dir() and place.name not in _UNTOUCHED:
-                for temporary in sorted(place.rglob(".*.tmp")):
-                    self._delete_old(temporary, "leftovers")
+        for temporary in self._workspace.unfinished():
+            self._delete_old(temporary, "leftovers")
         if self._resumable:
             return
         for path in self._workspace.journal.tasks():

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -316,8 +318,20 @@ def _require_one_of(value: str, allowed: tuple[str, ...], *, option: str) -> Non
         raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}", param_hint=option)
 
 
+_INTERRUPTED = 128 + signal.SIGINT
+_signals: list[int] = []
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Take SIGTERM for Ctrl-C: all that a run has started is ended before the command is."""
+    del frame
+    _signals.append(number)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; an error of our tree is one message and its exit code, never a traceback."""
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False)  # a typer.Exit comes back as its code
     except HeadraceError as error:
@@ -325,14 +339,13 @@ def main() -> None:
             typer.echo(json.dumps(error.to_json()))
         show.error(error)
         sys.exit(error.exit_code)
-    except typer.Abort:
-        typer.echo("interrupted: what was committed stays; run again to go on", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: what was committed stays; run again to go on", err=True)
-        sys.exit(130)
+    except (typer.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
     except Exception as error:
         code = _usage(error)
+    if code == _INTERRUPTED:  # also as what typer makes of it
+        typer.echo("interrupted: what was committed stays; run again to go on", err=True)
+        code = 128 + (_signals[0] if _signals else signal.SIGINT)
     sys.exit(code if isinstance(code, int) else 0)
 
 

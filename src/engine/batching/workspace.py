@@ -20,6 +20,7 @@ from engine.errors import WorkspaceLocked, disk_error
 from engine.memory.disk import refuse_memory
 
 _LOCK = "lock"
+_OTHERS = ("bundles", "registry", "profiles", "scratch")  # what lies there is not written by way of a temporary name
 
 
 class Workspace:
@@ -88,6 +89,8 @@ class Workspace:
     def lock(self, *, wait_seconds: float = 0.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hold the pipeline's one lock; it is released with the process, however that ends.
 
+        When an exception leaves the block (an error, Ctrl-C, a cancelled run), what its tasks were writing is removed.
+
         Parameters
         ----------
         wait_seconds
@@ -118,7 +121,27 @@ class Workspace:
             handle.truncate(0)
             handle.write(f"{os.getpid()}\n")
             handle.flush()
-            yield
+            try:
+                yield
+            except BaseException:
+                self.remove_unfinished()
+                raise
+
+    def unfinished(self) -> Iterator[Path]:
+        """Yield files that have not got their final name: no reader ever sees them."""
+        for place in sorted(self.root.iterdir()):
+            if place.is_dir() and place.name not in _OTHERS:
+                yield from sorted(place.rglob(".*.tmp"))
+
+    def remove_unfinished(self) -> None:
+        """Remove those and all scratch; for the holder of the lock, once no task of it is running."""
+        for path in self.unfinished():
+            path.unlink(missing_ok=True)
+        for path in self.scratch.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _locked(handle: IO[str]) -> bool:
