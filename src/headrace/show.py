@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _OUT = Console()
 _ERR = Console(stderr=True)
+_WIDE = 100  # columns of a terminal that has room for what is nice to have
 
 
 def loop(report: Mapping[str, Any], *, as_json: bool) -> None:
@@ -108,15 +109,19 @@ def plan(value: Mapping[str, Any], *, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    figures_shown = ("allowed", "reserved", "projected", "measured")
-    table = Table("stage", *figures_shown, "worst term", "rows", "batch", "disk", "rate", "s", box=None)
+    table = Table(box=None, pad_edge=False, caption="reserved to disk in MiB", caption_justify="left")
+    table.add_column("stage", no_wrap=True)
+    for name in ("reserved", "projected", "measured", "batch", "disk", "rows", "rate", "s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    wide = _OUT.width >= _WIDE
+    if wide:
+        table.add_column("worst term")
     for one in value["stages"]:
-        figures = [_bytes(one[f"{kind}_bytes"]) for kind in figures_shown]
-        batch = _bytes(one["batch_bytes"]) + (f" = {one['batch_rows']:,} rows" if one["batch_rows"] else "")
-        rate = "" if one["sampling_rate"] is None else f"{one['sampling_rate']:.3f}"
+        sizes = [_mib(one[f"{kind}_bytes"]) for kind in ("reserved", "projected", "measured", "batch", "disk")]
+        rate = "" if one["sampling_rate"] is None else f"{one['sampling_rate']:.3g}"
         rows = "" if one["rows"] is None else f"{one['rows']:,}"
         seconds = "" if one["seconds"] is None else f"{one['seconds']:.1f}"
-        table.add_row(one["stage"], *figures, one["worst_term"], rows, batch, _bytes(one["disk_bytes"]), rate, seconds)
+        table.add_row(one["stage"], *sizes, rows, rate, seconds, *([one["worst_term"]] if wide else []))
     _OUT.print(table)
     for one in value["stages"]:
         if one["error"] is not None:
@@ -125,6 +130,10 @@ def plan(value: Mapping[str, Any], *, as_json: bool) -> None:
     if not value["fits"]:
         smallest = value["smallest_budget_bytes"]
         _ERR.print(f"the smallest budget that would do is {format_bytes(smallest)}", highlight=False)
+
+
+def _mib(size: int | None) -> str:
+    return "" if not size else f"{size / 2**20:,.0f}" if size >= 10 * 2**20 else f"{size / 2**20:.1f}"
 
 
 def history(entries: Sequence[Entry], *, as_json: bool) -> None:
@@ -227,10 +236,6 @@ def number(value: float | None) -> str:
 def version(value: int) -> str:
     """Return a model version for people."""
     return f"v{value}" if value else "none"
-
-
-def _bytes(value: int | None) -> str:
-    return format_bytes(value) if value else ""
 
 
 def _json(value: Any) -> None:
