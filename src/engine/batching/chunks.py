@@ -6,7 +6,7 @@ A chunk has its final name only when it is whole; making it part of a table is `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +43,8 @@ class ChunkWriter:
         Of every batch.
     on_chunk
         Called with each finished chunk.
+    written
+        Chunks of an earlier try that the new ones come after.
 
     Notes
     -----
@@ -60,6 +62,7 @@ class ChunkWriter:
         chunk_rows: int = CHUNK_ROWS,
         row_group_bytes: int = ROW_GROUP_BYTES,
         on_chunk: Callable[[ChunkRef], None] | None = None,
+        written: Sequence[ChunkRef] = (),
     ) -> None:
         self._directory = directory
         self._prefix = prefix
@@ -75,7 +78,7 @@ class ChunkWriter:
         self._pending_bytes = 0
         self._rows = 0
         self._memory_bytes = 0
-        self.chunks: list[ChunkRef] = []
+        self.chunks: list[ChunkRef] = list(written)
 
     def __enter__(self) -> Self:
         """Return itself; nothing is opened before the first batch."""
@@ -101,6 +104,15 @@ class ChunkWriter:
         self._memory_bytes += batch.nbytes
         if self._pending_bytes >= self._row_group_bytes:
             self._flush()
+
+    @property
+    def open_rows(self) -> int:
+        """Rows since the last finished chunk."""
+        return self._rows
+
+    def end_chunk(self) -> None:
+        """Finish the chunk that is being written, whatever its size; without rows there is none."""
+        self._finish()
 
     @property
     def _name(self) -> str:

@@ -60,6 +60,14 @@ class Hours:
         self._minimum = low if self._minimum is None else min(self._minimum, low)
         self._maximum = high if self._maximum is None else max(self._maximum, high)
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Hours:
+        """Return the counts that ``to_json`` described."""
+        made = cls()
+        made._hours.update({int(hour): int(count) for hour, count in value["hours"].items()})
+        made._minimum, made._maximum = value["event_minimum"], value["event_maximum"]
+        return made
+
     def to_json(self) -> dict[str, Any]:
         """Return ``hours`` (hours since 1970 -> rows), ``event_minimum`` and ``event_maximum`` (microseconds)."""
         return {
@@ -97,6 +105,21 @@ class Admission:
         is_files = spec.source.is_files if what == "raw" else spec.labels_are_files
         self._found_by = READ_AT if is_files else self._cursor  # what a row is found by when it is read again
         self.hours = Hours()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was seen so far, for another try that goes on from here."""
+        return {
+            "reasons": dict(self._reasons),
+            "rows": self._rows,
+            "newest": self._newest,
+            "hours": self.hours.to_json(),
+        }
+
+    def go_on(self, value: Mapping[str, Any]) -> None:
+        """Go on from what ``to_json`` described."""
+        self._reasons = Counter(value["reasons"])
+        self._rows, self._newest = int(value["rows"]), value["newest"]
+        self.hours = Hours.from_json(value["hours"])
 
     def split(self, batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the rows for the table, and those for ``quarantine``."""

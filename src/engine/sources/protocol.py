@@ -158,5 +158,14 @@ class Source(Protocol):
             A batch is about so large at most; a row that is larger alone comes alone.
         """
 
+    def mark(self) -> Mapping[str, Any]:
+        """Return where the running ``read`` stands after the batch that it has just yielded; for its own thread."""
+
+    def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the bounds of what the running ``read`` of ``bounds`` yields after a mark.
+
+        Reading these ends as reading all of ``bounds`` would have.
+        """
+
     def ending(self) -> Ending:
         """Return where the last ``read``, which has been exhausted, ended."""

@@ -6,12 +6,15 @@ Which range, and what is committed, is for ``stages/extract.py``; what the table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from engine import events
 from engine.batching import ChunkWriter
+from engine.batching.chunks import CHUNK_ROWS
 from engine.batching.tables import chunk_prefix
 from engine.errors import SourceError
 from engine.memory.scope import Scope
@@ -20,8 +23,10 @@ from engine.sources.admission import QUARANTINE_SCHEMA, Admission, table_schema
 from engine.sources.ahead import read_ahead
 from engine.sources.check import open_feed
 from engine.sources.contracts import CHANGES, Contract, renewed
+from engine.sources.protocol import Batch, Source
 from engine.stage import ChildContext
 
+_CHUNK_ROWS = CHUNK_ROWS
 _WAITING = 3  # batches between the reader and the writer, who comes to rest while it writes a row group of some
 
 COPIES = 5 + _WAITING
@@ -35,20 +40,23 @@ def run(task: Task, scope: Scope) -> TaskResult:
     contract = Contract.from_json(task.inputs["contract"])
     admission = Admission(spec, what=what, n=n, as_of=task.inputs["until"])
     table, quarantine = context.workspace.table(what), context.workspace.table("quarantine")
+    begun = _Begun.of(task, scope.resume)
+    if scope.resume is not None:
+        admission.go_on(scope.resume["admission"])
 
     def on_chunk(ref: ChunkRef) -> None:
         scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
 
     schema = table_schema(spec, what, contract.stored)
+    prefix = chunk_prefix(n, what)
     with open_feed(spec, what, types=contract.stored) as source:
-        bounds = task.inputs["range"]
-        _require_same(contract, source.schemas(bounds))
-        good = ChunkWriter(table.path, prefix=chunk_prefix(n, what), schema=schema, on_chunk=on_chunk)
-        bad = ChunkWriter(quarantine.path, prefix=chunk_prefix(n, what), schema=QUARANTINE_SCHEMA)
-        rows_in = batches = 0
+        _require_same(contract, source.schemas(task.inputs["range"]))
+        good = ChunkWriter(table.path, prefix=prefix, schema=schema, on_chunk=on_chunk, written=begun.chunks)
+        bad = ChunkWriter(quarantine.path, prefix=prefix, schema=QUARANTINE_SCHEMA, written=begun.quarantine)
+        rows_in, batches = begun.rows_in, begun.batches
         with good, bad:
-            stream = source.read(bounds, schema=contract.stored, batch_bytes=scope.budget.batch_bytes)
-            for batch in read_ahead(stream, waiting=_WAITING):
+            marked = _marked(source, begun.range, schema=contract.stored, batch_bytes=scope.budget.batch_bytes)
+            for batch, mark in read_ahead(marked, waiting=_WAITING):
                 scope.governor.wait()
                 rows = batch.rows.num_rows + len(batch.rejected)
                 rows_in, batches = rows_in + rows, batches + 1
@@ -57,6 +65,11 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 bad.write(rejected)
                 scope.batch_done(rows, batch.rows.nbytes)
                 scope.progress(rows_in, rows_in, "rows")
+                if good.open_rows + kept.num_rows > _CHUNK_ROWS:  # the next batch may not go into it any more
+                    good.end_chunk()
+                    bad.end_chunk()
+                    now = _Begun(source.rest(begun.range, mark), good.chunks, bad.chunks, rows_in, batches)
+                    scope.checkpoint({**now.to_json(), "admission": admission.to_json()})
             admission.require_few_rejected()
         ending = source.ending()
     return TaskResult(
@@ -77,6 +90,44 @@ def run(task: Task, scope: Scope) -> TaskResult:
         rows_quarantined=sum(ref.rows for ref in bad.chunks),
         batches=batches,
     )
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What is left to read of a range, and what was written of it."""
+
+    range: Mapping[str, Any]
+    chunks: Sequence[ChunkRef]
+    quarantine: Sequence[ChunkRef]
+    rows_in: int
+    batches: int
+
+    @classmethod
+    def of(cls, task: Task, checkpoint: Mapping[str, Any] | None) -> _Begun:
+        """Return where a task begins: with all of its range, or where another try of it was stopped."""
+        if checkpoint is None:
+            return cls(task.inputs["range"], (), (), 0, 0)
+        chunks, quarantine = (
+            [ChunkRef.from_json(ref) for ref in checkpoint[name]] for name in ("chunks", "quarantine")
+        )
+        return cls(checkpoint["range"], chunks, quarantine, int(checkpoint["rows_in"]), int(checkpoint["batches"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``of`` takes."""
+        return {
+            "range": self.range,
+            "chunks": [to_json(ref) for ref in self.chunks],
+            "quarantine": [to_json(ref) for ref in self.quarantine],
+            "rows_in": self.rows_in,
+            "batches": self.batches,
+        }
+
+
+def _marked(
+    source: Source, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int
+) -> Iterator[tuple[Batch, Mapping[str, Any]]]:
+    for batch in source.read(bounds, schema=schema, batch_bytes=batch_bytes):
+        yield batch, source.mark()
 
 
 def _require_same(contract: Contract, found: Sequence[tuple[str, pa.Schema]]) -> None:

@@ -46,6 +46,7 @@ class SQLSource:
         self._found: tuple[Column, ...] = ()
         self._position: Position | None = None
         self._more = False
+        self._rows = 0  # of the running read
 
     def __enter__(self) -> Self:
         """Return itself; it connects at first use."""
@@ -91,13 +92,21 @@ class SQLSource:
         row_bytes = sum(8 if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in own)
         batch_rows = max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
         marks = pa.schema([own.field(self._cursor), own.field(self._key)])
-        rows, last = 0, pa.RecordBatch.from_pylist([], schema=marks)
+        self._rows, last = 0, pa.RecordBatch.from_pylist([], schema=marks)
         for part in self.scan(**_arguments(bounds), batch_rows=batch_rows, batch_bytes=batch_bytes):
-            rows += part.rows.num_rows + len(part.rejected)
+            self._rows += part.rows.num_rows + len(part.rejected)
             once, twice, last = self._without_twins(part.rows, last)
             cast, wrong = cast_rows(once, schema, key=self._key, cursor=self._cursor)
             yield Batch(cast, (*part.rejected, *twice, *wrong))
-        self._more = rows >= int(bounds["limit_rows"])
+        self._more = self._rows >= int(bounds["limit_rows"])
+
+    def mark(self) -> Mapping[str, Any]:
+        """Return the position of the last row, and how many came."""
+        return {"after": None if self._position is None else self._position.to_json(), "rows": self._rows}
+
+    def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the range after the mark's row."""
+        return {**bounds, "after": mark["after"], "limit_rows": int(bounds["limit_rows"]) - int(mark["rows"])}
 
     def ending(self) -> Ending:
         """Return the position of the last row."""

@@ -91,6 +91,7 @@ class FileSource:
         self._times = times
         self._guessed: dict[str, pa.DataType] = {}
         self._progress = _Progress([], Counter())
+        self._mark: Mapping[str, Any] = {}
 
     def __enter__(self) -> Self:
         """Return itself; nothing stays open between calls."""
@@ -175,10 +176,16 @@ class FileSource:
                 continue
             rows, offset, whole, digest = int(entry["rows"]), start, True, str(entry["digest"])
             parts = self._parts(file, start, rows, schema, batch_bytes, digest)
-            for part, offset, records, so_far in parts:
-                digest = so_far
-                yield self._finished(part, file, rows, records, int(entry["read_at"]), schema)
-                rows, left = rows + records, left - records
+            for part, offset, records, digest in parts:
+                first, rows, left = rows, rows + records, left - records
+                self._mark = {
+                    "entry": at,
+                    "resume": {"offset": offset, "rows": rows, "digest": digest},
+                    "left": left,
+                    "files": len(progress.files),
+                    "counts": dict(progress.counts),
+                }
+                yield self._finished(part, file, first, records, int(entry["read_at"]), schema)
                 if left <= 0:
                     whole = not self._has_more(file, offset)
                     break
@@ -203,6 +210,21 @@ class FileSource:
                 "rows": rows,
             }
             progress.more = progress.more or not whole or (at == len(entries) - 1 and bool(bounds["left"]))
+
+    def mark(self) -> Mapping[str, Any]:
+        """Return the file that is being read, and the offset behind the last batch."""
+        return self._mark
+
+    def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the rest of the file, and the files after it; what is known of those before it is noted."""
+        current, *others = bounds["files"][int(mark["entry"]) :]
+        return {
+            **bounds,
+            "files": [{**current, **mark["resume"]}, *others],
+            "limit_rows": int(mark["left"]),
+            "noted": [file.to_json() for file in self._progress.files[: int(mark["files"])]],
+            "counts": mark["counts"],
+        }
 
     def ending(self) -> Ending:
         """Return what became of the files of the last read."""
