@@ -152,7 +152,7 @@ def test_one_row_that_cannot_fit_fails_after_five_tries_with_what_to_do() -> Non
         )
     assert caught.value.details["attempts"] == 5
     assert len(notes) == 4
-    assert "batches of 1 B" in notes[-1]
+    assert "batches of 1 KiB" in notes[-1]
 
 
 def test_errors_of_ours_cross_as_themselves() -> None:

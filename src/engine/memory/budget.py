@@ -12,6 +12,9 @@ ATTEMPTS = 5
 """How often a task that is stopped at its budget is begun, with ever smaller batches."""
 
 _SMALLER = {2: 2, 3: 16, 4: 256}
+_ONE_ROW = 1024
+"""A batch that holds one row, if that is so large as to matter: ten rows of 100 bytes pass no budget."""
+
 _MOST_BATCH = 32 * 2**20
 
 
@@ -41,10 +44,10 @@ class Budget:
             The batch that would fit by what was seen of the one that did not. It is an upper bound only: what more it
             would have taken nobody has seen.
         """
-        batch = self.batch_bytes // _SMALLER[number] if number in _SMALLER else 1
+        batch = self.batch_bytes // _SMALLER.get(number, self.batch_bytes)
         if fitting_bytes is not None:
             batch = min(batch, fitting_bytes)
-        return dataclasses.replace(self, batch_bytes=max(1, batch))
+        return dataclasses.replace(self, batch_bytes=max(_ONE_ROW, batch))
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-able mapping."""

@@ -130,6 +130,7 @@ class _Child:
         self._told_bytes = 0
         self._answer: dict[str, Any] | None = None
         self._buffer = b""
+        self._place = ""  # what it was about to read
         self._batch_rows = 0  # of the largest batch that went through
         self._batch_bytes = 0
         self._host_kills = host_kills()
@@ -248,6 +249,8 @@ class _Child:
                 self._hook(event)
             elif "checkpoint" in value:
                 self.checkpoint = value["checkpoint"]
+            elif "place" in value:
+                self._place = value["place"]
             elif "reserved" in value:
                 self._reserved = int(value["reserved"])
             else:
@@ -273,10 +276,11 @@ class _Child:
 
     def _exceeded(self, enforced_by: str) -> HeadraceError:
         allowed, task = self._budget.allowed_bytes, self._task
+        where = f" while it read {self._place}" if self._place else ""
         # What it would have taken nobody has seen: a half more, or what the plan had thought, rounded up.
         needed = -(-max(self._projected, self._peak, allowed) * 3 // 2**21) * 2**20
         return MemoryBudgetExceeded(
-            f"{task.stage} {task.name} was stopped at its memory budget: measured {format_bytes(self._peak)} "
+            f"{task.stage} {task.name} was stopped at its memory budget{where}: measured {format_bytes(self._peak)} "
             f"of {format_bytes(allowed)} allowed (enforced by {enforced_by})",
             hint=f"it takes more than that: try --memory {needed // 2**20}MiB (resources.memory); what was committed "
             "stays and the next run goes on",
@@ -286,6 +290,7 @@ class _Child:
                 "allowed_bytes": allowed,
                 "measured_bytes": self._peak,
                 "suggested_budget_bytes": needed,
+                "place": self._place,
                 "enforced_by": enforced_by,
                 "timeline": self._timeline,
             },

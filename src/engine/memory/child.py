@@ -12,6 +12,7 @@ import numbers
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, to_json
 
 _PR_SET_PDEATHSIG = 1
+_SAYING = threading.Lock()
 
 
 def main() -> int:
@@ -73,14 +75,19 @@ def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
     def keep(checkpoint: Mapping[str, Any]) -> None:
         _say(pipe, {"checkpoint": checkpoint})
 
+    def at(place: str) -> None:
+        _say(pipe, {"place": place})
+
     resume = payload.get("resume")
-    scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started, keep, resume)
+    scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started, keep, at, resume)
     result = function(task, scope)
     return result, measure_self().counted_bytes
 
 
 def _say(pipe: IO[str], value: Mapping[str, Any]) -> None:
-    pipe.write(json.dumps(value, default=_plain) + "\n")
+    line = json.dumps(value, default=_plain) + "\n"
+    with _SAYING:  # a task may have threads that say something
+        pipe.write(line)
 
 
 def _plain(value: Any) -> Any:

@@ -24,6 +24,7 @@ class Scope:
     emit: events.Hook
     started: float  # time.monotonic()
     keep: Callable[[Mapping[str, Any]], None] = lambda checkpoint: None
+    say_place: Callable[[str], None] = lambda place: None
     resume: Mapping[str, Any] | None = None  # the last checkpoint of a try that was stopped at its budget
 
     @property
@@ -34,6 +35,10 @@ class Scope:
     def checkpoint(self, value: Mapping[str, Any]) -> None:
         """Say from where another try of this task could go on: JSON, with the refs of what is written so far."""
         self.keep(value)
+
+    def at(self, place: str) -> None:
+        """Say what is about to be read, for the message of a task that is stopped there."""
+        self.say_place(place)
 
     def progress(self, done: float, total: float, what: str) -> None:
         """Say how much is done."""

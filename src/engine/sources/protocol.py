@@ -161,6 +161,9 @@ class Source(Protocol):
     def mark(self) -> Mapping[str, Any]:
         """Return where the running ``read`` stands after the batch that it has just yielded; for its own thread."""
 
+    def place(self) -> str:
+        """Return in words what the running ``read`` is about to read next, such as a file and a row of it."""
+
     def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the bounds of what the running ``read`` of ``bounds`` yields after a mark.
 

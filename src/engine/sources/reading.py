@@ -55,7 +55,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
         bad = ChunkWriter(quarantine.path, prefix=prefix, schema=QUARANTINE_SCHEMA, written=begun.quarantine)
         rows_in, batches = begun.rows_in, begun.batches
         with good, bad:
-            marked = _marked(source, begun.range, schema=contract.stored, batch_bytes=scope.budget.batch_bytes)
+            marked = _marked(source, begun.range, schema=contract.stored, scope=scope)
             for batch, mark in read_ahead(marked, waiting=_WAITING):
                 scope.governor.wait()
                 rows = batch.rows.num_rows + len(batch.rejected)
@@ -124,9 +124,12 @@ class _Begun:
 
 
 def _marked(
-    source: Source, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int
+    source: Source, bounds: Mapping[str, Any], *, schema: pa.Schema, scope: Scope
 ) -> Iterator[tuple[Batch, Mapping[str, Any]]]:
-    for batch in source.read(bounds, schema=schema, batch_bytes=batch_bytes):
+    """Yield batches with the mark behind each, and say what comes next: it may be what no budget holds."""
+    scope.at(source.place())
+    for batch in source.read(bounds, schema=schema, batch_bytes=scope.budget.batch_bytes):
+        scope.at(source.place())
         yield batch, source.mark()
 
 

@@ -104,6 +104,15 @@ class SQLSource:
         """Return the position of the last row, and how many came."""
         return {"after": None if self._position is None else self._position.to_json(), "rows": self._rows}
 
+    def place(self) -> str:
+        """Return the position of the last row."""
+        at = self._position
+        return (
+            f"table {self._table!r} from its first row on"
+            if at is None
+            else (f"table {self._table!r} behind cursor {at.cursor}, key {at.key}")
+        )
+
     def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the range after the mark's row."""
         return {**bounds, "after": mark["after"], "limit_rows": int(bounds["limit_rows"]) - int(mark["rows"])}

@@ -47,14 +47,14 @@ def test_a_batch_is_a_64th_of_the_budget_within_bounds(allowed: int, batch: int)
 def test_another_try_has_ever_smaller_batches_and_at_last_one_row() -> None:
     budget = Budget(512 * MIB)
     sizes = [budget.for_attempt(number).batch_bytes for number in range(2, ATTEMPTS + 1)]
-    assert sizes == [4 * MIB, MIB // 2, 32 * 1024, 1]
+    assert sizes == [4 * MIB, MIB // 2, 32 * 1024, 1024]
 
 
 def test_another_try_has_no_more_than_was_seen_to_fit() -> None:
     budget = Budget(512 * MIB)
     assert budget.for_attempt(2, fitting_bytes=3 * MIB).batch_bytes == 3 * MIB
     assert budget.for_attempt(2, fitting_bytes=7 * MIB).batch_bytes == 4 * MIB
-    assert budget.for_attempt(2, fitting_bytes=0).batch_bytes == 1
+    assert budget.for_attempt(2, fitting_bytes=0).batch_bytes == 1024
 
 
 def test_reserved_keeps_the_largest_figure_of_a_stage(tmp_path: Path) -> None:

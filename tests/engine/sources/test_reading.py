@@ -113,7 +113,7 @@ def _read(context: StageContext, *, stop_at: Sequence[int] = ()) -> tuple[TaskRe
                 lambda _: None,
                 time.monotonic(),
                 keep,
-                resume,
+                resume=resume,
             )
             try:
                 found.append(reading.run(task, scope))

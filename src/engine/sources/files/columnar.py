@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +39,16 @@ def columnar_rows(place: Place, file: Found) -> int:
         raise place.unreadable(file, error) from None
 
 
+def row_group_ends(place: Place, file: Found) -> Sequence[int]:
+    """Return the number of the row behind each row group of a Parquet file, as its footer says."""
+    try:
+        with place.open(file) as handle:
+            metadata = pq.read_metadata(handle)
+    except (pa.ArrowException, OSError) as error:
+        raise place.unreadable(file, error) from None
+    return list(accumulate(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
+
+
 def read_columnar(
     place: Place, file: Found, *, format: str, start: int, batch_bytes: int
 ) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -63,40 +74,44 @@ def read_columnar(
 
 def _parquet(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20) as file:
-        total = file.metadata.num_rows
-        at, rows, due = start, min(_PROBE_ROWS, _by_footer(file.metadata, batch_bytes)), 0
-        while at < total:
-            # One pass with batches of this many rows; it ends early when they turn out to be of another size. Each pass
-            # begins with the row group anew, so the next one waits until small batches have cost about as much.
-            for passed, batch in enumerate(_from(file, at, rows)):
-                at += batch.num_rows
+        skip, rows = start, _PROBE_ROWS
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group)
+            if skip >= size.num_rows:
+                skip -= size.num_rows
+                continue
+            # The footer bounds what a row takes from below: a group of few large rows is known before it is read.
+            least = max(_LEAST_ROW_BYTES, size.total_byte_size / max(1, size.num_rows))
+            first = min(rows, max(1, int(batch_bytes / least)))
+            for batch, fitting in _group(file, group, skip, first, batch_bytes):
+                rows = fitting
                 yield batch
-                row_bytes = max(_LEAST_ROW_BYTES, batch.nbytes / max(1, batch.num_rows))
-                fitting = max(1, min(_MOST_ROWS, int(batch_bytes / row_bytes)))
-                if fitting < rows // 2 or (fitting > 2 * rows and passed >= due):
-                    rows, due = fitting, max(_LEAST_BATCHES, at // _ROWS_A_BATCH)
-                    break
+            skip = 0
 
 
-def _by_footer(metadata: pq.FileMetaData, batch_bytes: int) -> int:
-    """Return how many rows are a batch by what the footer says of their encoded size: no more than that are tried."""
-    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
-    return max(1, int(batch_bytes / max(_LEAST_ROW_BYTES, largest)))
+def _group(
+    file: pq.ParquetFile, group: int, start: int, rows: int, batch_bytes: int
+) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """Yield the rows of a group from number ``start`` on, each batch with how many rows the next one may have.
 
-
-def _from(file: pq.ParquetFile, start: int, rows: int) -> Iterator[pa.RecordBatch]:
-    skip, first = start, 0
-    while first < file.num_row_groups and skip >= file.metadata.row_group(first).num_rows:
-        skip -= file.metadata.row_group(first).num_rows
-        first += 1
-    groups = list(range(first, file.num_row_groups))
-    for batch in file.iter_batches(batch_size=rows, row_groups=groups, use_threads=False):
-        if skip >= batch.num_rows:
-            skip -= batch.num_rows
-            continue
-        part, skip = batch.slice(skip), 0
-        yield part
+    One pass with batches of so many rows; it ends early when they turn out to be of another size. Each pass begins with
+    the group anew, so the next one waits until small batches have cost about as much.
+    """
+    at, total, due = start, file.metadata.row_group(group).num_rows, 0
+    while at < total:
+        skip = at
+        for passed, batch in enumerate(file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)):
+            if skip >= batch.num_rows:
+                skip -= batch.num_rows
+                continue
+            part, skip = batch.slice(skip), 0
+            at += part.num_rows
+            row_bytes = max(_LEAST_ROW_BYTES, part.nbytes / max(1, part.num_rows))
+            fitting = max(1, min(_MOST_ROWS, int(batch_bytes / row_bytes)))
+            yield part, fitting
+            if fitting < rows // 2 or (fitting > 2 * rows and passed >= due):
+                rows, due = fitting, max(_LEAST_BATCHES, at // _ROWS_A_BATCH)
+                break
 
 
 def _ipc(handle: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:

@@ -6,6 +6,7 @@ Which are new is ``changes.py``; how each format is read ``columnar.py`` and ``t
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from engine.errors import SourceError, SourceSchemaError
 from engine.sources.casting import cast_rows
 from engine.sources.dialects import nearest
 from engine.sources.files.changes import Change, Changes, additions, changes
-from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar
+from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar, row_group_ends
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.text_reader import ROW, TextReader
 from engine.sources.files.texts import NAMED, guessed
@@ -92,6 +93,7 @@ class FileSource:
         self._guessed: dict[str, pa.DataType] = {}
         self._progress = _Progress([], Counter())
         self._mark: Mapping[str, Any] = {}
+        self._at = "the first file"
 
     def __enter__(self) -> Self:
         """Return itself; nothing stays open between calls."""
@@ -175,9 +177,12 @@ class FileSource:
                 progress.more = progress.more or (at == len(entries) - 1 and bool(bounds["left"]))
                 continue
             rows, offset, whole, digest = int(entry["rows"]), start, True, str(entry["digest"])
+            groups = self._row_groups(file)
+            self._at = _place(file, rows, groups)
             parts = self._parts(file, start, rows, schema, batch_bytes, digest)
             for part, offset, records, digest in parts:
                 first, rows, left = rows, rows + records, left - records
+                self._at = _place(file, rows, groups)
                 self._mark = {
                     "entry": at,
                     "resume": {"offset": offset, "rows": rows, "digest": digest},
@@ -214,6 +219,10 @@ class FileSource:
     def mark(self) -> Mapping[str, Any]:
         """Return the file that is being read, and the offset behind the last batch."""
         return self._mark
+
+    def place(self) -> str:
+        """Return the file that is being read, and the row that comes next; of Parquet also its row group."""
+        return self._at
 
     def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the rest of the file, and the files after it; what is known of those before it is noted."""
@@ -381,6 +390,12 @@ class FileSource:
         ]
         return Batch(cast, rejected)
 
+    def _row_groups(self, file: Found) -> Sequence[int]:
+        """Return the number of the row behind each group of a Parquet file that is large enough for that to matter."""
+        if self._format(file) != "parquet" or file.size < _BLOCK_BYTES:
+            return ()
+        return row_group_ends(self._place, file)
+
     def _has_more(self, file: Found, offset: int) -> bool:
         """Return whether a file goes on behind an offset."""
         if self._format(file) == "parquet":
@@ -388,6 +403,11 @@ class FileSource:
         if self._format(file) == "arrow" or file.compression is not None:
             return True  # only reading on tells: at worst the next slice finds its end
         return offset < file.size
+
+
+def _place(file: Found, row: int, groups: Sequence[int]) -> str:
+    group = f" (row group {bisect_right(groups, row)})" if groups else ""
+    return f"file {file.name} from row {row:,} on{group}"
 
 
 def _entry(change: Change) -> dict[str, Any]:
