@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Payments:
     uri: str  # for the extraction
     lag: str = "0s"
     workspace_path: Path | None = None
-    spec: dict[str, Any] = field(default_factory=dict)
 
     def create(self, *, rows: int) -> None:
         """Make the table anew; a thousand rows share each cursor, so that ties lie at the border of a slice."""
@@ -62,8 +61,13 @@ class Payments:
     def workspace(self) -> Workspace:
         return Workspace(str(self.workspace_path or self.directory / "workspace"))
 
-    def start(self, stop: str = "") -> subprocess.Popen[str]:
-        """Start an extraction; see ``extraction.py`` for where it may stop."""
+    @property
+    def pipeline(self) -> Path:
+        """The pipeline file; see ``write_pipeline``."""
+        return self.directory / "payments.yaml"
+
+    def write_pipeline(self) -> None:
+        """Write the pipeline file for where workspace and source are now."""
         spec = {
             "pipeline": "payments",
             "workspace": str(self.workspace.root),
@@ -72,7 +76,11 @@ class Payments:
             "labels": {"table": "none", "key": "id", "value": "fraud", "labelled_at": "at"},
             "features": {"numeric": ["amount"]},
         }
-        (self.directory / "pipeline.json").write_text(json.dumps(spec))
+        self.pipeline.write_text(json.dumps(spec))  # which is YAML too
+
+    def start(self, stop: str = "") -> subprocess.Popen[str]:
+        """Start an extraction; see ``extraction.py`` for where it may stop."""
+        self.write_pipeline()
         command = [sys.executable, "-m", "tests.faults.extraction", str(self.directory), stop]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
