@@ -1,6 +1,7 @@
 """One extraction as a process of its own, for tests that kill it: ``python -m tests.faults.extraction DIR [STOP]``.
 
-At STOP (see ``stops.py``) the process says so and waits to be killed; from ``started`` it goes on after a line of input.
+At STOP (see ``stops.py``) the process says so and waits to be killed; from ``started`` it goes on after a line of
+input.
 """
 
 from __future__ import annotations

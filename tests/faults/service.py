@@ -5,7 +5,10 @@ The flow that it runs is in ``deployed.py``.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,6 +20,7 @@ from typing import Any
 import httpx
 import psutil
 
+from engine.memory.tickets import MEMORY_LIMIT
 from tests.faults.payments import ROOT, Payments
 
 _TERMINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -137,3 +141,62 @@ class Deployment:
         answer = until(answered, seconds=60, what=path)
         assert answer.is_success, answer.text
         return dict(answer.json())
+
+
+class Service:
+    """What ``headrace up`` starts: a server with all of its services, on SQLite, and a worker."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self._port = int(found.getsockname()[1])
+        self.api = f"http://127.0.0.1:{self._port}/api"
+        self.log = home / "up.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it says that it is ready."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+        own = {
+            "HEADRACE_HOME": str(self._home),
+            "PREFECT_HOME": str(self._home / "prefect"),
+            "PREFECT_API_URL": self.api,
+        }
+        command = [sys.executable, "-m", "headrace", "up", "--port", str(self._port)]
+        with open(self.log, "ab") as sink:
+            self._process = subprocess.Popen(command, env={**os.environ, **own}, cwd=ROOT, stdout=sink, stderr=sink)
+        until(self._is_ready, seconds=150, what="the service")
+
+    def _is_ready(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()
+        return "ready:" in self.log.read_text()
+
+    def kill(self) -> None:
+        """Kill all of it at once, as a host does that loses its power: server, worker and whatever they run."""
+        assert self._process is not None
+        family = [psutil.Process(self._process.pid), *psutil.Process(self._process.pid).children(recursive=True)]
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it died with the one before it
+                one.kill()
+        self._process.wait()
+        psutil.wait_procs(family, timeout=20)
+
+    def close(self) -> None:
+        """Stop it as Ctrl-C does."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(timeout=60)
+
+    def limit_memory(self, size_mib: int) -> None:
+        """Let runs hold so much together."""
+        answer = httpx.patch(f"{self.api}/v2/concurrency_limits/{MEMORY_LIMIT}", json={"limit": size_mib}, timeout=60)
+        assert answer.is_success, answer.text
+
+    def held_mib(self) -> int:
+        """Return what runs hold of it."""
+        answer = httpx.get(f"{self.api}/v2/concurrency_limits/{MEMORY_LIMIT}", timeout=60)
+        assert answer.is_success, answer.text
+        return int(answer.json()["active_slots"])

@@ -1,5 +1,5 @@
-"""Extraction as the service runs it, on a real server: its flow run or its worker is killed at each of the moments of an
-extraction from a real PostgreSQL. After the next run ``raw`` holds every version that the cursor showed, once.
+"""Extraction as the service runs it, on a real server and a real PostgreSQL: its flow run or its worker is killed at
+each of its moments. After the next run ``raw`` holds every version that the cursor showed, once.
 
 The same kills without Prefect, of the caged child too, are in ``test_extraction.py``.
 """
