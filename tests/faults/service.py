@@ -58,7 +58,13 @@ class Worker:
         return "Worker 'ProcessWorker" in self._log.read_text() and "started!" in self._log.read_text()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def process(self) -> psutil.Process:
+        """Its process."""
         assert self._process is not None
         return psutil.Process(self._process.pid)
 
@@ -76,7 +82,7 @@ class Worker:
 
     def close(self) -> None:
         """Stop it and all that it runs."""
-        if self._process is None or self._process.poll() is not None:
+        if not self.is_alive:
             return
         family = self.family
         self.kill()
