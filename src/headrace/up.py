@@ -49,6 +49,8 @@ def run_up(*, port: int) -> None:
         "PREFECT_API_URL": url,
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"),
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        # In memory, as is Prefect's default, leases are lost with the server, and what they held is held for ever.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     }
     signal.signal(
         signal.SIGINT, signal.default_int_handler
