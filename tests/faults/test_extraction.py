@@ -165,9 +165,13 @@ def test_a_full_disk_loses_nothing(payments: Payments, small_disk: Path) -> None
 
 
 def _killed_at_random(payments: Payments, *, kills: int, seed: int) -> None:
-    """Kill again and again while rows come, change and go between the kills."""
+    """Kill again and again while rows come, change and go between the kills.
+
+    The moments are drawn from as long as a run takes on this host: a time that grows until a run ends by itself, and is
+    then that run's.
+    """
     rng = random.Random(seed)
-    killed = 0
+    killed, span = 0, 2.0
     while killed < kills:
         payments.sql(
             "INSERT INTO payments SELECT nextval('fresh'), clock_timestamp(), md5(random()::text) "
@@ -178,11 +182,14 @@ def _killed_at_random(payments: Payments, *, kills: int, seed: int) -> None:
             f"WHERE id % 997 = {rng.randrange(997)}"
         )
         payments.sql(f"DELETE FROM payments WHERE id % 4999 = {rng.randrange(4999)}")
+        started = time.monotonic()
         with payments.start() as process:
             try:
-                process.wait(timeout=rng.uniform(0.3, 3.5))
+                process.wait(timeout=rng.uniform(0.1, 1.1) * span)
                 assert process.returncode == 0, f"seed {seed}: {process.communicate()[0]}"
+                span = time.monotonic() - started
             except subprocess.TimeoutExpired:
+                span *= 1.1
                 victim = "child" if rng.random() < 0.5 and _children(process) else "parent"
                 targets = _children(process) if victim == "child" else [psutil.Process(process.pid)]
                 children = _children(process)
