@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,11 @@ class Deployment:
     api: str
     payments: Payments
     id: str = ""
+    _client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60))
+
+    def close(self) -> None:
+        """Let go of the connection to the server."""
+        self._client.close()
 
     def create(self, *, pool: str) -> None:
         """Deploy."""
@@ -141,7 +146,7 @@ class Deployment:
         """Ask the server; again while its SQLite is busy, as Prefect's own client does."""
 
         def answered() -> httpx.Response | None:
-            answer = httpx.request(method, f"{self.api}/{path}", timeout=60, **more)
+            answer = self._client.request(method, f"{self.api}/{path}", **more)
             return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
 
         answer = until(answered, seconds=60, what=path)

@@ -265,7 +265,7 @@ class _Writer:
             self._failure = error
 
 
-@pytest.mark.parametrize("runs", [1, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [1, pytest.param(25, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_rows_that_change_while_they_are_read_and_commit_late_all_come_in(fresh: Payments, runs: int) -> None:
     """With a lag longer than any transaction, each run holds what was there before it and is still there after it."""
     fresh.lag = "5s"

@@ -37,10 +37,11 @@ def worker(one_worker: Worker) -> Worker:
 
 
 @pytest.fixture
-def deployment(worker: Worker, payments: Payments) -> Deployment:
+def deployment(worker: Worker, payments: Payments) -> Iterator[Deployment]:
     made = Deployment(worker.api, payments)
     made.create(pool=_POOL)
-    return made
+    yield made
+    made.close()
 
 
 def _stopped(payments: Payments) -> Path:

@@ -30,10 +30,11 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 
 @pytest.fixture
-def deployment(service: Service, payments: Payments) -> Deployment:
+def deployment(service: Service, payments: Payments) -> Iterator[Deployment]:
     made = Deployment(service.api, payments)
     made.create(pool=POOL)
-    return made
+    yield made
+    made.close()
 
 
 def _stopped_run(deployment: Deployment, service: Service) -> tuple[str, int]:
