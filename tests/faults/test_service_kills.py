@@ -114,6 +114,26 @@ def test_a_flow_run_killed_at_its_other_moments(
 
 
 @pytest.mark.slow
+def test_a_run_that_is_cancelled_in_the_middle_leaves_nothing(
+    worker: Worker, deployment: Deployment, proxy: Proxy
+) -> None:
+    run, process, children = _at("mid-stream", deployment, proxy)
+    assert children
+    deployment.cancel(run)
+    assert deployment.ended(run)[0] == "CANCELLED"
+    _, alive = psutil.wait_procs([process, *children], timeout=30)
+    assert not alive, f"{alive} outlived the run that was cancelled"
+    until(lambda: not worker.family, seconds=30, what="the end of what the worker started for it")
+    root = deployment.payments.workspace.root
+    assert not list(root.rglob("*.tmp"))
+    assert not list(deployment.payments.workspace.scratch.iterdir())
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/headrace-{process.pid}-*"))
+    _clear(deployment.payments, proxy)
+    assert deployment.payments.workspace.table("raw").rows() == 0
+    _next_run(deployment)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["connected", "mid-stream", "chunk", "record", "commit"])
 def test_a_run_whose_worker_is_killed_ends_and_the_next_doubles_nothing(
     worker: Worker, deployment: Deployment, proxy: Proxy, where: str
