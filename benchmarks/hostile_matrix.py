@@ -1,0 +1,187 @@
+"""Each stage on each hostile table under three budgets: within, refused, or a typed error; written to docs/memory.md.
+
+``python -m benchmarks.hostile_matrix [--scale S] [--table NAME] [--memory 256MiB] [--seconds 1200]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.hostile import TABLES, pipeline, write_labels
+from benchmarks.results import Contender, write_results
+from engine.errors import HeadraceError, MemoryBudgetExceeded, PlanRefused, TaskCrashed
+from engine.spec import PipelineSpec
+from engine.stage import Stage, StageContext, run_stage
+from engine.stages.extract import ExtractStage
+from engine.stages.monitor import MonitorStage
+from engine.stages.prepare import PrepareStage
+from engine.stages.promote import PromoteStage
+from engine.stages.score import ScoreStage
+from engine.stages.train import TrainStage
+from engine.stages.validate import ValidateStage
+
+BUDGETS = ("256MiB", "512MiB", "1024MiB")
+STAGES = ("extract", "prepare", "train", "validate", "score", "monitor")
+_BEGIN, _END = "<!-- hostile:begin -->", "<!-- hostile:end -->"
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a stage made of a table under a budget."""
+
+    stage: str
+    outcome: str  # ok, quarantine, refused, budget, error, crash, hang, nothing
+    text: str = ""
+    measured_bytes: int = 0
+    projected_bytes: int = 0
+    allowed_bytes: int = 0
+    seconds: float = 0.0
+    rows: int = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether this is one of the ends that a budget promises."""
+        within = self.measured_bytes <= self.allowed_bytes
+        return self.outcome in ("refused", "budget", "error", "nothing") or (
+            self.outcome in ("ok", "quarantine") and within
+        )
+
+    def shown(self) -> str:
+        """Return the cell as the table in the documentation has it."""
+        if self.outcome in ("ok", "quarantine"):
+            share = self.measured_bytes / self.projected_bytes if self.projected_bytes else 0.0
+            kept = " (quarantine)" if self.outcome == "quarantine" else ""
+            return f"{self.measured_bytes / _MIB:.0f} · {share:.2f}{kept}"
+        return {"nothing": "", "refused": "refused", "budget": "typed error", "error": "typed error"}.get(
+            self.outcome, f"**{self.outcome}**"
+        )
+
+
+def main() -> None:
+    """Run all cells that are asked for, print them, and write JSON and the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--table", choices=TABLES)
+    parser.add_argument("--memory", choices=BUDGETS)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="of one table under one budget")
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.inside is not None:
+        for cell in _cells(given.table, given.inside, memory=given.memory):
+            print(json.dumps(cell.__dict__), flush=True)
+        return
+    found: dict[str, dict[str, list[Cell]]] = {}
+    for name in [given.table] if given.table else TABLES:
+        with tempfile.TemporaryDirectory(dir=os.environ.get("HEADRACE_BENCH_DIR", ".")) as scratch:
+            directory = Path(scratch).absolute()
+            (directory / "rows").mkdir()
+            rows = TABLES[name].write(directory / "rows", given.scale)
+            write_labels(directory / "labels", rows)
+            for memory in [given.memory] if given.memory else BUDGETS:
+                cells = _run(name, directory, memory=memory, seconds=given.seconds)
+                found.setdefault(name, {})[memory] = cells
+                for cell in cells:
+                    print(f"{name} | {memory} | {cell.stage}: {cell.shown()} {cell.text[:240]}", flush=True)
+                shutil.rmtree(directory / "workspace", ignore_errors=True)
+    whole = given.table is None and given.memory is None
+    contenders = {
+        f"{name} {memory} {cell.stage}": Contender(
+            cell.seconds, cell.measured_bytes, cell.outcome, cell.rows, {"projected_bytes": cell.projected_bytes}
+        )
+        for name, budgets in found.items()
+        for memory, cells in budgets.items()
+        for cell in cells
+    }
+    print(f"wrote {write_results('hostile_matrix' if whole else 'hostile_matrix-part', contenders)}")
+    if whole:
+        _document(found, scale=given.scale)
+    bad = [(name, memory, cell) for name, b in found.items() for memory, c in b.items() for cell in c if not cell.holds]
+    for name, memory, cell in bad:
+        print(f"NOT HELD: {name} {memory} {cell.stage}: {cell.outcome} {cell.text}")
+    sys.exit(1 if bad else 0)
+
+
+def _run(name: str, directory: Path, *, memory: str, seconds: float) -> list[Cell]:
+    """Run one table under one budget in a process of its own, which is ended when it takes too long."""
+    command = [sys.executable, "-m", "benchmarks.hostile_matrix", "--table", name, "--memory", memory, "--inside"]
+    cells: list[Cell] = []
+    with subprocess.Popen([*command, str(directory)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            out, _ = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, _ = process.communicate()
+            cells = [Cell("after what is shown", "hang", f"no end after {seconds:.0f} s")]
+    return [*(Cell(**json.loads(line)) for line in out.splitlines() if line.startswith("{")), *cells]
+
+
+def _cells(name: str, directory: Path, *, memory: str) -> Iterator[Cell]:
+    spec = PipelineSpec.model_validate(pipeline(name, directory, memory=memory))
+    context = StageContext.of(spec, directory=directory)
+    steps: Sequence[tuple[str, Stage]] = (
+        ("extract", ExtractStage("raw")),
+        ("extract", ExtractStage("labels")),
+        ("prepare", PrepareStage()),
+        ("train", TrainStage(("the table is new",))),
+        ("validate", ValidateStage()),
+        ("promote", PromoteStage()),
+        ("score", ScoreStage()),
+        ("monitor", MonitorStage()),
+    )
+    for stage, step in steps:
+        started = time.monotonic()
+        try:
+            report = run_stage(step, context)
+        except HeadraceError as error:
+            yield Cell(stage, _kind(error), str(error), seconds=round(time.monotonic() - started, 1))
+            return
+        memory_of = report.memory
+        if stage == "promote" or (stage == "extract" and step == steps[1][1]):
+            continue
+        yield Cell(
+            stage,
+            "quarantine" if report.rows_quarantined else "ok" if report.slices else "nothing",
+            "",
+            memory_of.measured_bytes,
+            memory_of.projected_bytes,
+            context.budget.allowed_bytes,
+            round(time.monotonic() - started, 1),
+            report.rows_out,
+        )
+
+
+def _kind(error: HeadraceError) -> str:
+    if isinstance(error, PlanRefused):
+        return "refused"
+    if isinstance(error, MemoryBudgetExceeded):
+        return "budget"
+    return "crash" if isinstance(error, TaskCrashed) else "error"
+
+
+def _document(found: dict[str, dict[str, list[Cell]]], *, scale: float) -> None:
+    path = Path(__file__).parents[1] / "docs" / "memory.md"
+    lines = ["", f"| table (scale {scale:g}) | budget | " + " | ".join(STAGES) + " |", "|---" * (len(STAGES) + 2) + "|"]
+    for name, budgets in found.items():
+        for memory, cells in budgets.items():
+            by_stage = {cell.stage: cell.shown() for cell in cells}
+            lines.append(f"| {name} | {memory} | " + " | ".join(by_stage.get(stage, "") for stage in STAGES) + " |")
+    text = path.read_text()
+    before, rest = text.split(_BEGIN)
+    _, after = rest.split(_END)
+    path.write_text(before + _BEGIN + "\n".join(lines) + "\n\n" + _END + after)
+    print(f"wrote {path.name}")
+
+
+if __name__ == "__main__":
+    main()
