@@ -29,7 +29,8 @@ def plan(context: StageContext) -> dict[str, Any]:
     """Return the plan of the context's pipeline under its budget, as a JSON-able mapping.
 
     ``stages`` lists one entry for each kind of task: ``stage``, the four figures in bytes (``measured_bytes`` and
-    ``seconds`` of the last run, None before it), ``terms`` by name, ``rows``, ``batch_bytes``, ``batch_rows``,
+    ``seconds`` of the last run, None before it), ``terms`` by name, ``rows``, ``row_bytes`` (of a row that is held at once,
+    as learned; None where none is), ``batch_bytes``, ``batch_rows``,
     ``disk_bytes``, ``sampling_rate``, ``fits``, and, where it does not fit, ``error`` with what would do.
     """
     reports = last_reports(context.workspace)
@@ -74,6 +75,7 @@ def _entry(forecast: Forecast, context: StageContext) -> dict[str, Any]:
         "smallest_budget_bytes": projection.smallest_budget_bytes,
         "largest_batch_bytes": projection.largest_batch_bytes(budget),
         "rows": forecast.rows,
+        "row_bytes": round(projection.row_bytes, 1) or None,
         "batch_bytes": budget.batch_bytes,
         "batch_rows": max(1, int(budget.batch_bytes / row_bytes)) if row_bytes else None,
         "disk_bytes": forecast.disk_bytes,
@@ -95,6 +97,7 @@ def _refused(name: str, error: PlanRefused, context: StageContext) -> Mapping[st
         "smallest_budget_bytes": error.details.get("smallest_budget_bytes"),
         "largest_batch_bytes": 0,
         "rows": None,
+        "row_bytes": None,
         "batch_bytes": context.budget.batch_bytes,
         "batch_rows": None,
         "disk_bytes": 0,
