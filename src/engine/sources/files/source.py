@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _BLOCK_BYTES = 8 * 2**20
+_TINY_BYTES = 2**16
 _MOST_FILES = 5_000  # of one slice
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -391,8 +392,8 @@ class FileSource:
         return Batch(cast, rejected)
 
     def _row_groups(self, file: Found) -> Sequence[int]:
-        """Return the number of the row behind each group of a Parquet file that is large enough for that to matter."""
-        if self._format(file) != "parquet" or file.size < _BLOCK_BYTES:
+        """Return the number of the row behind each group of a Parquet file that is not tiny."""
+        if self._format(file) != "parquet" or file.size < _TINY_BYTES:
             return ()
         return row_group_ends(self._place, file)
 
