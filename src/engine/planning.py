@@ -30,7 +30,8 @@ def plan(context: StageContext) -> dict[str, Any]:
 
     ``stages`` lists one entry for each kind of task: ``stage``, the four figures in bytes (``measured_bytes`` and
     ``seconds`` of the last run, None before it), ``terms`` by name, ``rows``, ``row_bytes`` (of a row that is held at
-    once, as learned; None where none is), ``batch_bytes``, ``batch_rows``, ``disk_bytes``, ``sampling_rate``, ``fits``, and, where it does not fit, ``error`` with what would do.
+    once, as learned; None where none is), ``batch_bytes``, ``batch_rows``, ``disk_bytes``, ``sampling_rate``, ``fits``,
+    and, where it does not fit, ``error`` with what would do.
     """
     reports = last_reports(context.workspace)
     stages = []
