@@ -150,9 +150,7 @@ class ChunkWriter:
             return
         self._writer.close()
         self._writer = None
-        final = self._directory / self._name
-        ref = _describe(self._temporary, name=self._name, rows=self._rows, memory_bytes=self._memory_bytes)
-        replace_synced(self._temporary, final)
+        ref = adopt_chunk(self._temporary, self._directory / self._name, memory_bytes=self._memory_bytes)
         self.chunks.append(ref)
         self._rows = 0
         self._memory_bytes = 0
@@ -160,7 +158,14 @@ class ChunkWriter:
             self._on_chunk(ref)
 
 
-def _describe(path: Path, *, name: str, rows: int, memory_bytes: int) -> ChunkRef:
+def adopt_chunk(temporary: Path, final: Path, *, memory_bytes: int) -> ChunkRef:
+    """Give a finished Parquet file its final name, and return what plans and tables have to know of it."""
+    ref = _describe(temporary, name=final.name, memory_bytes=memory_bytes)
+    replace_synced(temporary, final)
+    return ref
+
+
+def _describe(path: Path, *, name: str, memory_bytes: int) -> ChunkRef:
     metadata = pq.read_metadata(path)
     minimum: dict[str, Any] = {}
     maximum: dict[str, Any] = {}
@@ -186,7 +191,7 @@ def _describe(path: Path, *, name: str, rows: int, memory_bytes: int) -> ChunkRe
             del minimum[column_name], maximum[column_name]
     return ChunkRef(
         path=name,
-        rows=rows,
+        rows=metadata.num_rows,
         bytes=os.path.getsize(path),
         memory_bytes=memory_bytes,
         minimum={key: _json(value) for key, value in minimum.items()},

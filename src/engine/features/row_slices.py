@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine import events
-from engine.batching import ChunkWriter, read_batches
+from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
 from engine.batching.tables import chunk_prefix
@@ -30,8 +30,6 @@ from engine.stage import ChildContext
 
 def run_gather(task: Task, scope: Scope) -> TaskResult:
     """Write one span's newest rows in order of event time, and the segments of its events (in the cage)."""
-    import polars as pl
-
     context = ChildContext.of(scope.context)
     spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
     low, high = (time_of(value) for value in task.inputs["span"])
@@ -43,26 +41,8 @@ def run_gather(task: Task, scope: Scope) -> TaskResult:
     schema = workspace.table("raw").schema()
     if schema is None:
         raise LookupError("raw has no schema though a span of it was planned")
-    columns = [name for name in schema.names if name not in spec.after_columns]
-    schema = pa.schema([schema.field(name) for name in columns])
-    batches = []
-    for batch in read_batches(
-        [chunk.path for chunk in chunks],
-        columns=columns,
-        schema=schema,
-        batch_bytes=scope.governor.batch_bytes,
-        span=(spec.event_time, low, high),
-    ):
-        scope.batch_done(batch.num_rows, batch.nbytes)
-        batches.append(batch)
-    table = pa.Table.from_batches(batches, schema=schema)
-    rows_in, count = table.num_rows, len(batches)
-    frame = pl.DataFrame(table)
-    del table, batches
-    key, cursor = spec.source.key, spec.source.cursor
-    frame = frame.sort(key, cursor).unique(subset=key, keep="last", maintain_order=True).sort(spec.event_time, key)
-    gathered = to_arrow(frame, schema)
-    del frame
+    schema = pa.schema([schema.field(name) for name in schema.names if name not in spec.after_columns])
+    gathered, rows_in, count = newest_rows(chunks, schema, spec, span=(low, high), scope=scope)
     path = workspace.root / "slices" / spec.feature_set / f"{n:08d}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -83,6 +63,36 @@ def run_gather(task: Task, scope: Scope) -> TaskResult:
     )
 
 
+def newest_rows(
+    chunks: Sequence[Chunk],
+    schema: pa.Schema,
+    spec: PipelineSpec,
+    *,
+    span: tuple[datetime, datetime],
+    scope: Scope,
+) -> tuple[pa.Table, int, int]:
+    """Return the newest version of each of a span's rows in order of event time; rows read; batches."""
+    import polars as pl
+
+    batches = []
+    for batch in read_batches(
+        [chunk.path for chunk in chunks],
+        columns=schema.names,
+        schema=schema,
+        batch_bytes=scope.governor.batch_bytes,
+        span=(spec.event_time, *span),
+    ):
+        scope.batch_done(batch.num_rows, batch.nbytes)
+        batches.append(batch)
+    table = pa.Table.from_batches(batches, schema=schema)
+    rows_in, count = table.num_rows, len(batches)
+    frame = pl.DataFrame(table)
+    del table, batches
+    key, cursor = spec.source.key, spec.source.cursor
+    frame = frame.sort(key, cursor).unique(subset=key, keep="last", maintain_order=True).sort(spec.event_time, key)
+    return to_arrow(frame, schema), rows_in, count
+
+
 def run_search(task: Task, scope: Scope) -> TaskResult:
     """Transform a span's rows, look up their windows, and write them as prepared chunks (in the cage)."""
     context = ChildContext.of(scope.context)
@@ -100,7 +110,7 @@ def run_search(task: Task, scope: Scope) -> TaskResult:
         total = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
         for group in _grouped(reader, rows=search_rows(spec, scope.governor.batch_bytes())):
             scope.governor.wait()
-            out = _features(transform(group), spec, readers)
+            out = prepared_rows(transform(group), spec, readers)
             if writer is None:
                 prefix = chunk_prefix(n, "rows")
                 writer = ChunkWriter(prepared.path, prefix=prefix, schema=out.schema, on_chunk=on_chunk)
@@ -155,8 +165,8 @@ def _readers(
     return readers
 
 
-def _features(
-    rows: pa.Table, spec: PipelineSpec, readers: Mapping[tuple[str, tuple[str, ...]], WindowReader]
+def prepared_rows(
+    rows: pa.Table, spec: PipelineSpec, readers: Mapping[tuple[str, tuple[str, ...]], WindowReader] | None = None
 ) -> pa.Table:
     """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows."""
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
@@ -165,7 +175,7 @@ def _features(
     for name in (*spec.features.numeric, *spec.features.categorical):
         columns[name] = rows.column(name)
     for window in spec.features.windows:
-        reader, gap = readers[window.over, window.keys], spec.features.gap_of(window)
+        reader, gap = (readers or {})[window.over, window.keys], spec.features.gap_of(window)
         columns |= reader.compute(rows, keys=window.keys, time=spec.event_time, window=window, gap=gap)
     return pa.table(columns)
 

@@ -58,12 +58,35 @@ def load_transform(reference: str | None, *, directory: Path) -> Callable[[pa.Ta
     return _Transform(reference, function)
 
 
+class LazyTransform:
+    """The same function for Polars to plan with, on rows that nobody holds: its contract is held against some of them.
+
+    Parameters
+    ----------
+    reference, directory
+        As of ``load_transform``, with the errors that it raises.
+    """
+
+    def __init__(self, reference: str | None, *, directory: Path) -> None:
+        self._checked = load_transform(reference, directory=directory)
+
+    def check(self, rows: pa.Table) -> None:
+        """Apply it to some rows, and raise SpecError where it breaks its contract."""
+        self._checked(rows)
+
+    def __call__(self, frame: pl.LazyFrame) -> pl.LazyFrame:
+        """Return the frame with the transform in its plan; it has been checked before."""
+        if not isinstance(self._checked, _Transform):
+            return frame
+        return self._checked.function(frame)  # type: ignore[return-value]
+
+
 class _Transform:
     """The function with its checks; the costly one is made on the first batch with two rows or more."""
 
     def __init__(self, reference: str, function: Callable[[pl.LazyFrame], object]) -> None:
         self._reference = reference
-        self._function = function
+        self.function = function
         self._checked = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -88,7 +111,7 @@ class _Transform:
         import polars as pl
 
         try:
-            lazy = self._function(given.lazy())
+            lazy = self.function(given.lazy())
             out = lazy.collect() if isinstance(lazy, pl.LazyFrame) else None
         except Exception as error:
             where = _last_line(error)

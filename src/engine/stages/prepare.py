@@ -6,6 +6,7 @@ time), its events built into segments, then searched. The window arithmetic is i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.errors import HeadraceError
 from engine.features.label_slices import label_chunks, label_window_keys
 from engine.features.row_slices import search_rows, time_of
+from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.spans import Increment, Span, plan_spans
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.memory.projection import Projection
@@ -33,6 +35,8 @@ _LABEL_COPIES = 5
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
 _MOST_SPAN_ROWS = 500_000
 _SEGMENT_ROWS = 250_000
+_STREAMED_SPAN_ROWS = 4_000_000  # one chunk, and what a late row has written anew
+_STREAMED_SPANS = 16
 _ROW_BYTES_COMMITS = 100
 _UNKNOWN_ROW_BYTES = 64.0
 _MOST_LABELS = 250_000  # of one commit
@@ -67,6 +71,8 @@ class PrepareStage:
         """Return the task that joins labels; or the one that gathers a span, then the one that searches it."""
         if plan.bounds["kind"] == "labels":
             return () if done else (_label_task(self.name, context, plan),)
+        if plan.bounds["kind"] == "stream":
+            return _stream_tasks(self.name, context, plan, done)
         if not done:
             return (_gather_task(self.name, context, plan),)
         return () if len(done) == 2 else (_search_task(self.name, context, plan, done[0][0]),)
@@ -76,6 +82,10 @@ class PrepareStage:
         del error
         if plan.bounds["kind"] == "labels":
             return None
+        if plan.bounds["kind"] == "stream":
+            if plan.bounds["in_order"]:
+                return {**plan.bounds, "in_order": False}
+            return {**plan.bounds, "piece_rows": max(1, int(plan.bounds["piece_rows"]) // 2)}
         low, high = plan.bounds["span"]
         live = _live_spans(self.primary(context))
         middle = (low + high) // 2
@@ -91,6 +101,8 @@ class PrepareStage:
         result = done[-1][0]
         if plan.bounds["kind"] == "labels":
             return _finish_labels(self, context, plan, result, state)
+        if plan.bounds["kind"] == "stream":
+            return _finish_stream(self, plan, [result for phase in done for result in phase], context, state)
         gathered = done[0][0]
         prepared = self.primary(context)
         replaced = [chunk.name for chunk in prepared.chunks() if chunk.n in plan.bounds["replaces"]]
@@ -218,7 +230,9 @@ def _first_schema(context: StageContext, prepared: Table) -> pa.Schema:
 
 def _next_span(context: StageContext, state: _State, raw_n: int) -> dict[str, Any] | None:
     prepared = prepared_table(context.workspace, context.spec.feature_set)
-    live = _live_spans(prepared)
+    streams = not context.spec.features.windows
+    chunks = _live_chunks(prepared) if streams else []
+    live = [(span, 0) for span, _ in chunks] if streams else _live_spans(prepared)
     todo, target = list(state.record.get("todo", [])), state.number("raw_n")
     if not todo:
         if raw_n <= target:
@@ -227,13 +241,15 @@ def _next_span(context: StageContext, state: _State, raw_n: int) -> dict[str, An
         spans = plan_spans(
             increments,
             live=[span for span, _ in live],
-            rows_per_span=_rows_per_span(context, row_bytes),
+            rows_per_span=_STREAMED_SPAN_ROWS if streams else _rows_per_span(context, row_bytes),
             reach=_reach(context.spec),
         )
         todo = [[span.low, span.high, span.rows] for span in spans]
         target = raw_n
         if not todo:
             return None
+    if streams:
+        return _stream_bounds(context, todo, raw_n=target, live=chunks)
     return _rows_bounds(todo, raw_n=target, live=live)
 
 
@@ -292,6 +308,107 @@ def _held_row_bytes(context: StageContext, row_bytes: float) -> float:
     """Return what gathering a span holds for each of its rows, of ``row_bytes`` in memory."""
     table = context.spec.feature_set
     return context.learned.row_bytes("prepare.gather", table, base=row_bytes, copies=_GATHER_COPIES)
+
+
+# --- rows without windows -------------------------------------------------------------------------------------------
+
+
+def _live_chunks(prepared: Table) -> list[tuple[Span, list[str]]]:
+    """Return the stretches of time that can be written anew alone: chunks, joined where they share a moment."""
+    out: list[tuple[Span, list[str]]] = []
+    found = [
+        (Span(_micros(c.minimum[EVENT_TIME]), _micros(c.maximum[EVENT_TIME]) + 1, c.rows), c.name)
+        for c in prepared.chunks()
+    ]
+    for span, name in sorted(found):
+        if out and span.low < out[-1][0].high:
+            last, names = out[-1]
+            out[-1] = (Span(last.low, max(last.high, span.high), last.rows + span.rows), [*names, name])
+        else:
+            out.append((span, [name]))
+    return out
+
+
+def _stream_bounds(
+    context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Sequence[tuple[Span, list[str]]]
+) -> dict[str, Any]:
+    """Return the bounds of the first spans that are to do, all of them fresh, or all prepared before."""
+
+    def replaced(low: int, high: int) -> list[str]:
+        return [name for span, names in live if span.overlaps(low, high) for name in names]
+
+    again = [bool(replaced(low, high)) for low, high, _ in todo]
+    count = next((i for i, one in enumerate(again) if one != again[0]), len(todo))
+    spans = [list(span) for span in todo[: min(count, _STREAMED_SPANS)]]
+    row_bytes = _row_bytes(context, through_n=raw_n)
+    return {
+        "kind": "stream",
+        "span": [spans[0][0], spans[-1][1]],
+        "spans": spans,
+        "raw_n": raw_n,
+        "replaced": sorted({name for low, high, _ in spans for name in replaced(low, high)}),
+        # A span that is prepared again has late rows or new versions.
+        "in_order": not again[0] and _project_stream(context).projected_bytes <= context.budget.allowed_bytes,
+        "piece_rows": _rows_per_span(context, row_bytes),
+        "todo": [list(span) for span in todo[len(spans) :]],
+    }
+
+
+def _stream_tasks(
+    stage: str, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
+) -> Sequence[tuple[Task, Projection]]:
+    feature_set, bounds = context.spec.feature_set, plan.bounds
+    inputs = {**bounds, "n": plan.n, "spec": feature_set, "code": context.spec_hash(), "imports": ["polars"]}
+    if bounds["in_order"] and not done:
+        task = Task(stage, f"{feature_set}.stream.{plan.n}", "engine.features.row_streams:run_stream", inputs)
+        return ((task, _project_stream(context)),)
+    left = done[0][0].outputs["left"] if bounds["in_order"] else bounds["spans"]
+    if not left or len(done) == (2 if bounds["in_order"] else 1):
+        return ()
+    task = Task(
+        stage, f"{feature_set}.sort.{plan.n}", "engine.features.row_streams:run_sort", {**inputs, "spans": left}
+    )
+    row_bytes = _row_bytes(context, through_n=int(bounds["raw_n"]))
+    return ((task, _project_sort(context, int(bounds["piece_rows"]), row_bytes)),)
+
+
+def _project_stream(context: StageContext) -> Projection:
+    terms = {
+        "row groups in flight": STREAMED_GROUPS * ROW_GROUP_BYTES,
+        "page of each column": (len(context.spec.features.names()) + 3) * 2**18,
+        "transform": 16 * 2**20,
+    }
+    return Projection(stage="prepare.stream", reserved_bytes=context.learned.reserved_bytes("prepare"), terms=terms)
+
+
+def _project_sort(context: StageContext, rows: int, row_bytes: float) -> Projection:
+    gather, search = _project_gather(context, rows, row_bytes), _project_search(context)
+    return dataclasses.replace(gather, stage="prepare.gather", terms={**search.terms, **gather.terms})
+
+
+def _finish_stream(
+    stage: PrepareStage, plan: Plan, results: Sequence[TaskResult], context: StageContext, state: _State
+) -> Outcome:
+    prepared = stage.primary(context)
+    chunks = [ChunkRef.from_json(value) for result in results for value in result.outputs["chunks"]]
+
+    def publish() -> None:
+        schema = pq.read_schema(prepared.path / chunks[0].path) if chunks else _prepared_schema(prepared)
+        prepared.commit(app=plan.app, n=plan.n, schema=schema, add=chunks, remove=plan.bounds["replaced"])
+
+    todo, rows = plan.bounds["todo"], sum(chunk.rows for chunk in chunks)
+    record = {
+        **state.record,
+        "todo": todo,
+        "raw_n": plan.bounds["raw_n"],
+        "event_segments": [],
+        "label_segments": [],
+    }
+    outputs = {"rows": rows, "kind": "rows", "span": plan.bounds["span"], "spans_left": len(todo)}
+    return Outcome(outputs=outputs, record=record, publish=publish)
+
+
+# --- rows with windows ----------------------------------------------------------------------------------------------
 
 
 def _reach(spec: PipelineSpec) -> int:

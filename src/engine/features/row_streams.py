@@ -1,0 +1,264 @@
+"""The tasks of a slice without windows: spans whose rows lie in order are streamed by Polars from ``raw`` to chunks.
+
+Both run in the cage. What is not in order (late rows, new versions) is left to the second task, which sorts pieces that
+fit. Which spans there are is planned by ``stages/prepare.py``.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from engine import events
+from engine.batching import Chunk, ChunkWriter, read_batches
+from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
+from engine.batching.tables import chunk_prefix, same_type
+from engine.features.row_order import RowOrder
+from engine.features.row_slices import newest_rows, prepared_rows, search_rows, time_of
+from engine.features.transform import LazyTransform, load_transform
+from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
+from engine.memory.scope import Scope
+from engine.refs import ChunkRef, Task, TaskResult, to_json
+from engine.spec import PipelineSpec
+from engine.stage import ChildContext
+
+if TYPE_CHECKING:
+    import polars as pl
+
+STREAMED_GROUPS = 20
+"""Row groups in flight between Polars' reader, its two operators and its writer: what it held at most, measured."""
+
+MOST_STREAMED_COLUMNS = 200
+_HEAD_ROWS = 2_000
+_BINS = 65_536
+_KNOBS = {"POLARS_ROW_GROUP_PREFETCH_SIZE": "2"}  # 260 MiB instead of 390, as fast
+_STREAMED = ("Int8", "Int16", "Int32", "Int64", "Float32", "Float64", "Boolean", "String", "Date")
+_WIDENED = {"UInt8": "Int32", "UInt16": "Int32", "UInt32": "Int64", "UInt64": "Int64"}
+
+
+def run_stream(task: Task, scope: Scope) -> TaskResult:
+    """Write one chunk for each span whose rows lie in order (in the cage); say which spans are left."""
+    os.environ.update(_KNOBS)
+    context = ChildContext.of(scope.context)
+    spec, workspace = context.spec, context.workspace
+    prepared = prepared_table(workspace, spec.feature_set)
+    prepared.path.mkdir(parents=True, exist_ok=True)
+    transform = LazyTransform(spec.features.transform, directory=context.directory)
+    schema, raw = _raw(context, task)
+    chunks: list[ChunkRef] = []
+    left: list[list[int]] = []
+    total, done, checked = sum(rows for _, _, rows in task.inputs["spans"]), 0, False
+    for number, (low, high, rows) in enumerate(task.inputs["spans"]):
+        mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
+        if not checked:
+            checked = _check_head(mine, schema, spec, transform, span=(time_of(low), time_of(high)))
+        ref = None
+        if _alike(mine, schema):
+            name = f"{chunk_prefix(int(task.inputs['n']), 'stream')}-{number:04d}.parquet"
+            span = (time_of(low), time_of(high), rows)
+            ref = _stream([c.path for c in mine], schema, spec, transform, span, prepared.path / name, scope)
+        if ref is None:
+            left.append([low, high, rows])
+            continue
+        chunks.append(ref)
+        done += rows
+        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
+        scope.progress(done, total, "rows")
+    return TaskResult(
+        task=task.name,
+        outputs={"chunks": [to_json(ref) for ref in chunks], "left": left},
+        rows_in=sum(ref.rows for ref in chunks),
+        rows_out=sum(ref.rows for ref in chunks),
+        batches=len(chunks),
+    )
+
+
+def run_sort(task: Task, scope: Scope) -> TaskResult:
+    """Write the newest rows of spans in order of event time, piece by piece (in the cage)."""
+    context = ChildContext.of(scope.context)
+    spec = context.spec
+    prepared = prepared_table(context.workspace, spec.feature_set)
+    transform = load_transform(spec.features.transform, directory=context.directory)
+    schema, raw = _raw(context, task)
+    total, rows_in, batches = sum(rows for _, _, rows in task.inputs["spans"]), 0, 0
+    chunks: list[ChunkRef] = []
+    for number, (low, high, _) in enumerate(task.inputs["spans"]):
+        mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
+        pieces = _pieces(mine, spec, low=low, high=high, rows=int(task.inputs["piece_rows"]))
+        for part, (start, end) in enumerate(pieces):
+            rows, count, _ = newest_rows(mine, schema, spec, span=(time_of(start), time_of(end)), scope=scope)
+            rows_in += count
+            writer: ChunkWriter | None = None
+            step = search_rows(spec, scope.governor.batch_bytes())
+            for at in range(0, rows.num_rows, step):
+                scope.governor.wait()
+                out = prepared_rows(transform(rows.slice(at, step)), spec)
+                if writer is None:
+                    prefix = chunk_prefix(int(task.inputs["n"]), f"sort.{number:04d}.{part:04d}")
+                    writer = ChunkWriter(prepared.path, prefix=prefix, schema=out.schema)
+                    writer.__enter__()
+                for batch in out.to_batches():
+                    writer.write(batch)
+                batches += 1
+            del rows
+            if writer is not None:
+                writer.__exit__(None, None, None)
+                chunks += writer.chunks
+            scope.progress(rows_in, max(total, rows_in), "rows")
+    return TaskResult(
+        task=task.name,
+        outputs={"chunks": [to_json(ref) for ref in chunks], "left": []},
+        rows_in=rows_in,
+        rows_out=sum(ref.rows for ref in chunks),
+        batches=batches,
+    )
+
+
+def _raw(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
+    table = context.workspace.table("raw")
+    schema = table.schema()
+    if schema is None:
+        raise LookupError("raw has no schema though a span of it was planned")
+    fields = [schema.field(name) for name in schema.names if name not in context.spec.after_columns]
+    return pa.schema(fields), table.chunks(newest_n=int(task.inputs["raw_n"]))
+
+
+def _check_head(
+    chunks: Sequence[Chunk], schema: pa.Schema, spec: PipelineSpec, transform: LazyTransform, *, span: tuple[Any, Any]
+) -> bool:
+    """Hold the transform against its contract on the span's first rows; return whether there were any."""
+    paths = [chunk.path for chunk in chunks]
+    for batch in read_batches(paths, columns=schema.names, schema=schema, span=(spec.event_time, *span)):
+        transform.check(pa.Table.from_batches([batch.slice(0, _HEAD_ROWS)]))
+        return True
+    return False
+
+
+def _alike(chunks: Sequence[Chunk], schema: pa.Schema) -> bool:
+    """Return whether all chunks have all columns, of the table's types: what differs needs a cast on read."""
+    if not chunks or len(schema) > MOST_STREAMED_COLUMNS:
+        return False
+    for chunk in chunks:
+        found = pq.read_schema(chunk.path)
+        if any(f.name not in found.names or not same_type(found.field(f.name).type, f.type) for f in schema):
+            return False
+    return True
+
+
+def _stream(
+    paths: Sequence[Path],
+    schema: pa.Schema,
+    spec: PipelineSpec,
+    transform: LazyTransform,
+    span: tuple[Any, Any, int],
+    path: Path,
+    scope: Scope,
+) -> ChunkRef | None:
+    """Write a span's rows to a chunk; None, and no file, where they are not in order or not for Polars to stream."""
+    import polars as pl
+
+    low, high, rows = span
+    order = RowOrder(time=spec.event_time, key=spec.source.key)
+    frame = pl.scan_parquet(list(paths)).select(schema.names)
+    at = frame.collect_schema()[spec.event_time]
+    if at != pl.Datetime("us", "UTC"):
+        return None
+    frame = frame.filter((pl.col(spec.event_time) >= low) & (pl.col(spec.event_time) < high))
+    frame = transform(frame.with_columns(order.watched(frame)))
+    selected = _selected(frame, spec)
+    if selected is None:
+        return None
+    names, frame = selected
+    temporary = path.with_name(f".{path.name}.tmp")
+    row_bytes = sum(_width(kind) for kind in names.values())
+    try:
+        frame.sink_parquet(
+            temporary,
+            compression="zstd",
+            compression_level=1,
+            row_group_size=max(1_000, ROW_GROUP_BYTES // row_bytes),
+            metadata={"ARROW:schema": _arrow_schema(names)},
+        )
+        if order.holds(rows):
+            return adopt_chunk(temporary, path, memory_bytes=rows * row_bytes)
+    except pl.exceptions.PolarsError as error:
+        # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.
+        text = f"not streamed: {(str(error).splitlines() or [''])[0]}"
+        scope.emit(events.Note(scope.stage, scope.task, order.broken or text))
+    finally:
+        temporary.unlink(missing_ok=True)
+    return None
+
+
+def _selected(frame: pl.LazyFrame, spec: PipelineSpec) -> tuple[dict[str, pl.DataType], pl.LazyFrame] | None:
+    """Return the prepared columns with the types that tables keep, or None where a type is not for streaming."""
+    import polars as pl
+
+    wanted = {KEY: spec.source.key, EVENT_TIME: spec.event_time}
+    if spec.baseline is not None:
+        wanted[BASELINE] = spec.baseline
+    wanted |= {name: name for name in (*spec.features.numeric, *spec.features.categorical)}
+    found = frame.collect_schema()
+    names: dict[str, pl.DataType] = {}
+    columns = []
+    for name, column in wanted.items():
+        kind = found.get(column)
+        if kind is None:
+            return None
+        to: pl.DataType
+        if name == BASELINE:
+            to = pl.Float64()
+        elif str(kind) in _WIDENED:
+            to = getattr(pl, _WIDENED[str(kind)])()
+        elif isinstance(kind, pl.Categorical | pl.Enum):
+            to = pl.String()
+        else:
+            to = kind
+        if str(to) not in _STREAMED and to != pl.Datetime("us", "UTC"):
+            return None
+        names[name] = to
+        columns.append((pl.col(column) if to == kind else pl.col(column).cast(to)).alias(name))
+    return names, frame.select(columns)
+
+
+def _arrow_schema(names: dict[str, pl.DataType]) -> str:
+    """Return how Parquet files say which Arrow types they hold: plain strings, as all our chunks have."""
+    import polars as pl
+
+    empty = pl.DataFrame(schema=names).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    fields = [f.with_type(pa.string()) if pa.types.is_large_string(f.type) else f for f in empty]
+    return base64.b64encode(pa.schema(fields).serialize().to_pybytes()).decode()
+
+
+def _width(kind: pl.DataType) -> int:
+    import polars as pl
+
+    if isinstance(kind, pl.String):
+        return 20
+    return {"Int8": 1, "Boolean": 1, "Int16": 2, "Int32": 4, "Float32": 4, "Date": 4}.get(str(kind), 8)
+
+
+def _pieces(
+    chunks: Sequence[Chunk], spec: PipelineSpec, *, low: int, high: int, rows: int
+) -> Iterator[tuple[int, int]]:
+    """Yield stretches of the span of about ``rows`` rows at most, as far as a histogram of 65,536 bins can tell."""
+    width = max(1, -(-(high - low) // _BINS))
+    counts = np.zeros(_BINS, dtype=np.int64)
+    span = (spec.event_time, time_of(low), time_of(high))
+    for batch in read_batches([chunk.path for chunk in chunks], columns=[spec.event_time], span=span):
+        times = batch.column(0).cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        counts += np.bincount((times - low) // width, minlength=_BINS)
+    start = held = 0
+    for index in np.flatnonzero(counts):
+        if held and held + counts[index] > rows:
+            yield low + start * width, min(high, low + int(index) * width)
+            start, held = int(index), 0
+        held += int(counts[index])
+    yield low + start * width, high
