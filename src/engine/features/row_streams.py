@@ -32,7 +32,7 @@ from engine.stage import ChildContext
 if TYPE_CHECKING:
     import polars as pl
 
-STREAMED_GROUPS = 20
+STREAMED_GROUPS = 25
 """Row groups in flight between Polars' reader, its two operators and its writer: what it held at most, measured."""
 
 MOST_STREAMED_COLUMNS = 200

@@ -87,6 +87,7 @@ class ScoreStage:
             "learner": facts.details["learner"],
             "chunks": [chunk.name for chunk in taken],
             "rows": sum(chunk.rows for chunk in taken),
+            "largest": max(chunk.rows for chunk in taken),
             "through_n": taken[-1].n,
             "since": format_time(since),
         }
@@ -100,7 +101,7 @@ class ScoreStage:
         libraries = ["polars", *LIBRARIES[plan.bounds["learner"]]]
         inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of), "imports": libraries}
         task = Task(self.name, f"score.{plan.n}", "engine.stages.score:run", inputs)
-        return ((task, _project(context, int(plan.bounds["rows"]))),)
+        return ((task, _project(context, int(plan.bounds["largest"]))),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far each feature set is scored; publish the predictions."""
@@ -129,12 +130,13 @@ class ScoreStage:
 
 def forecast(context: StageContext) -> list[Forecast]:
     """Return what scoring a slice of new rows takes."""
-    known = prepared_table(context.workspace, context.spec.feature_set).rows()
-    rows = min(known, _SLICE_ROWS) if known else _SLICE_ROWS
+    chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
+    rows = max((chunk.rows for chunk in chunks), default=_SLICE_ROWS)
     return [Forecast(_project(context, rows), rows)]
 
 
 def _project(context: StageContext, rows: int) -> Projection:
+    """Return what scoring takes: keys are looked up chunk by chunk, so ``rows`` are the largest chunk's."""
     features = len(context.spec.features.names())
     terms = {
         "batches in flight": context.budget.batch_bytes * _COPIES,
