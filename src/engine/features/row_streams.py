@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,28 +55,41 @@ def run_stream(task: Task, scope: Scope) -> TaskResult:
     schema, raw = _raw(context, task)
     chunks: list[ChunkRef] = []
     left: list[list[int]] = []
-    total, done, checked = sum(rows for _, _, rows in task.inputs["spans"]), 0, False
-    for number, (low, high, rows) in enumerate(task.inputs["spans"]):
-        mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
-        if not checked:
-            checked = _check_head(mine, schema, spec, transform, span=(time_of(low), time_of(high)))
-        ref = None
-        if _alike(mine, schema):
-            name = f"{chunk_prefix(int(task.inputs['n']), 'stream')}-{number:04d}.parquet"
-            span = (time_of(low), time_of(high), rows)
-            ref = _stream([c.path for c in mine], schema, spec, transform, span, prepared.path / name, scope)
-        if ref is None:
-            left.append([low, high, rows])
-            continue
+    total, checked = sum(rows for _, _, rows in task.inputs["spans"]), False
+
+    def finished(closing: Future[ChunkRef]) -> None:
+        ref = closing.result()
         chunks.append(ref)
-        done += rows
         scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
-        scope.progress(done, total, "rows")
+        scope.progress(sum(chunk.rows for chunk in chunks), total, "rows")
+
+    closing: Future[ChunkRef] | None = None
+    with ThreadPoolExecutor(1) as closer:  # a chunk reaches the disk while the next one is made
+        for number, (low, high, rows) in enumerate(task.inputs["spans"]):
+            span = (time_of(low), time_of(high))
+            mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, *span)]
+            if not checked:
+                checked = _check_head(mine, schema, spec, transform, span=span)
+            final = prepared.path / f"{chunk_prefix(int(task.inputs['n']), 'stream')}-{number:04d}.parquet"
+            temporary = final.with_name(f".{final.name}.tmp")
+            memory_bytes = None
+            if _alike(mine, schema):
+                paths = [chunk.path for chunk in mine]
+                memory_bytes = _stream(paths, schema, task, transform, (*span, rows), temporary, scope)
+            if memory_bytes is None:
+                left.append([low, high, rows])
+                continue
+            if closing is not None:
+                finished(closing)
+            closing = closer.submit(adopt_chunk, temporary, final, memory_bytes=memory_bytes)
+        if closing is not None:
+            finished(closing)
+    rows_out = sum(ref.rows for ref in chunks)
     return TaskResult(
         task=task.name,
         outputs={"chunks": [to_json(ref) for ref in chunks], "left": left},
-        rows_in=sum(ref.rows for ref in chunks),
-        rows_out=sum(ref.rows for ref in chunks),
+        rows_in=rows_out,
+        rows_out=rows_out,
         batches=len(chunks),
     )
 
@@ -155,15 +169,19 @@ def _alike(chunks: Sequence[Chunk], schema: pa.Schema) -> bool:
 def _stream(
     paths: Sequence[Path],
     schema: pa.Schema,
-    spec: PipelineSpec,
+    task: Task,
     transform: LazyTransform,
     span: tuple[Any, Any, int],
-    path: Path,
+    temporary: Path,
     scope: Scope,
-) -> ChunkRef | None:
-    """Write a span's rows to a chunk; None, and no file, where they are not in order or not for Polars to stream."""
+) -> int | None:
+    """Write a span's rows to a file and return their bytes in memory.
+
+    None, and no file, where the rows are not in order, or not of types for Polars to stream.
+    """
     import polars as pl
 
+    spec = ChildContext.of(scope.context).spec
     low, high, rows = span
     order = RowOrder(time=spec.event_time, key=spec.source.key)
     frame = pl.scan_parquet(list(paths)).select(schema.names)
@@ -176,24 +194,23 @@ def _stream(
     if selected is None:
         return None
     names, frame = selected
-    temporary = path.with_name(f".{path.name}.tmp")
-    row_bytes = sum(_width(kind) for kind in names.values())
+    row_bytes = max(float(task.inputs["row_bytes"]), sum(_width(kind) for kind in names.values()))
     try:
         frame.sink_parquet(
             temporary,
             compression="zstd",
             compression_level=1,
-            row_group_size=max(1_000, ROW_GROUP_BYTES // row_bytes),
+            row_group_size=max(1, int(ROW_GROUP_BYTES / row_bytes)),
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
-        if order.holds(rows):
-            return adopt_chunk(temporary, path, memory_bytes=rows * row_bytes)
+        if order.holds(rows) and pq.read_metadata(temporary).num_rows == rows:
+            return int(rows * row_bytes)
+        why = "rows are not in order of event time and key, or not as many as planned: they are sorted"
     except pl.exceptions.PolarsError as error:
         # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.
-        text = f"not streamed: {(str(error).splitlines() or [''])[0]}"
-        scope.emit(events.Note(scope.stage, scope.task, order.broken or text))
-    finally:
-        temporary.unlink(missing_ok=True)
+        why = order.broken or f"not streamed: {(str(error).splitlines() or [''])[0]}"
+    scope.emit(events.Note(scope.stage, scope.task, why))
+    temporary.unlink(missing_ok=True)
     return None
 
 
@@ -241,7 +258,7 @@ def _width(kind: pl.DataType) -> int:
     import polars as pl
 
     if isinstance(kind, pl.String):
-        return 20
+        return 16
     return {"Int8": 1, "Boolean": 1, "Int16": 2, "Int32": 4, "Float32": 4, "Date": 4}.get(str(kind), 8)
 
 

@@ -350,6 +350,7 @@ def _stream_bounds(
         # A span that is prepared again has late rows or new versions.
         "in_order": not again[0] and _project_stream(context).projected_bytes <= context.budget.allowed_bytes,
         "piece_rows": _rows_per_span(context, row_bytes),
+        "row_bytes": row_bytes,
         "todo": [list(span) for span in todo[len(spans) :]],
     }
 

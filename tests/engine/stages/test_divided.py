@@ -34,7 +34,12 @@ def _context(directory: Path, *, memory: str, seen: list[events.Event]) -> Stage
             "source": {"uri": str(directory / "letters"), "key": "id", "cursor": "at"},
             "event_time": "at",
             "labels": {"uri": str(directory / "labels"), "key": "id", "value": "good", "labelled_at": "known_at"},
-            "features": {"numeric": ["size"], "categorical": ["text"]},
+            "features": {
+                "numeric": ["size"],
+                "categorical": ["text"],
+                # With a window, rows are gathered; without one they would be streamed.
+                "windows": [{"over": "events", "keys": ["id"], "lengths": ["1h"], "statistics": ["count"]}],
+            },
             "resources": {"memory": memory},
         }
     )

@@ -1,0 +1,133 @@
+"""Prepare without windows: rows in order are streamed, others sorted, and both ways lead to the same table."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from benchmarks.wide_prepare import add_features, generate, run, spec_of
+from engine import events
+from engine.batching import ChunkWriter
+from engine.batching.tables import chunk_prefix
+from engine.errors import SpecError
+from engine.layout import prepared_table
+from engine.stage import StageContext, run_stage
+from engine.stages import prepare
+from engine.stages.prepare import PrepareStage
+from engine.units import microseconds
+
+ROWS = 30_000
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose ``raw`` has rows of five and a half hours, to be prepared in three spans."""
+    monkeypatch.setattr(prepare, "_STREAMED_SPAN_ROWS", 12_000)
+    generate(tmp_path, rows=ROWS)
+    return tmp_path
+
+
+def _context(home: Path, *, memory: int = 2**30, seen: list[events.Event] | None = None) -> StageContext:
+    spec = spec_of(home)
+    spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"memory": memory})})
+    return StageContext.of(spec, directory=home, hook=[].append if seen is None else seen.append)
+
+
+def _rows(context: StageContext) -> pl.DataFrame:
+    return pl.read_parquet([chunk.path for chunk in _chunks(context)]).sort("key")
+
+
+def _chunks(context: StageContext) -> list[Any]:
+    return prepared_table(context.workspace, context.spec.feature_set).chunks()
+
+
+def _expected(context: StageContext) -> pl.DataFrame:
+    raw = pl.scan_parquet([chunk.path for chunk in context.workspace.table("raw").chunks()])
+    newest = raw.sort("id", "updated_at").unique("id", keep="last")
+    names = {"key": "id", "event_time": "placed_at"} | {name: name for name in context.spec.features.names()}
+    return add_features(newest).select(pl.col(old).alias(new) for new, old in names.items()).sort("key").collect()
+
+
+def _add(context: StageContext, *, at: datetime, ids: list[int], updated: datetime) -> None:
+    """Commit copies of the first rows to ``raw``, with other keys and times."""
+    raw = context.workspace.table("raw")
+    rows = pl.read_parquet(raw.chunks()[0].path, n_rows=len(ids)).with_columns(
+        id=pl.Series(ids), placed_at=pl.lit(at), updated_at=pl.lit(updated), amount=pl.lit(-1.0)
+    )
+    batch = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(raw.schema()).combine_chunks().to_batches()[0]
+    with ChunkWriter(raw.path, prefix=chunk_prefix(2, "raw"), schema=batch.schema) as writer:
+        writer.write(batch)
+    micros = microseconds(at - datetime(1970, 1, 1, tzinfo=UTC))
+    record = {"rows": len(ids), "memory_bytes": batch.nbytes, "hours": {str(micros // 3_600_000_000): len(ids)}}
+    record |= {"event_minimum": micros, "event_maximum": micros}
+    context.workspace.journal.write_commit("extract:raw", 2, record)
+    raw.commit(app="extract:raw", n=2, schema=batch.schema, add=writer.chunks)
+
+
+def test_rows_in_order_are_streamed_and_under_a_small_budget_sorted_to_the_same(home: Path) -> None:
+    shutil.copytree(home, home / "other")
+    context = _context(home)
+    report = run_stage(PrepareStage(), context)
+    assert report.slices == 1
+    assert report.memory.measured_bytes <= report.memory.projected_bytes
+    assert len(_chunks(context)) == 3
+    assert all("-stream-" in chunk.name for chunk in _chunks(context))
+    streamed = _rows(context)
+    assert streamed.equals(_expected(context))
+    small = _context(home / "other", memory=192 * 2**20)
+    run_stage(PrepareStage(), small)
+    assert all("-sort." in chunk.name for chunk in _chunks(small))
+    assert _rows(small).equals(streamed)
+    assert _rows(small).schema == streamed.schema
+
+
+def test_a_late_row_and_a_new_version_have_only_their_chunk_written_anew(home: Path) -> None:
+    context = _context(home)
+    run_stage(PrepareStage(), context)
+    before = [chunk.name for chunk in _chunks(context)]
+    first, later = _chunks(context)[1].minimum["event_time"], datetime(2025, 6, 1, tzinfo=UTC)
+    known = int(_rows(context).filter(pl.col("event_time") == first)["key"][0])
+    _add(context, at=first, ids=[known, 10_000_000], updated=later)
+    report = run_stage(PrepareStage(), context)
+    assert report.slices == 1
+    after = [chunk.name for chunk in _chunks(context)]
+    assert len(set(before) - set(after)) == 1
+    assert _rows(context).equals(_expected(context))
+    assert _rows(context).filter(pl.col("key") == known)["amount"].to_list() == [-1.0]
+    assert run_stage(PrepareStage(), context).slices == 0
+
+
+def test_rows_out_of_order_are_left_to_be_sorted_and_said_to_be(home: Path) -> None:
+    context = _context(home)
+    _add(context, at=datetime(2025, 1, 1, 1, tzinfo=UTC), ids=[10_000_000], updated=datetime(2025, 6, 1, tzinfo=UTC))
+    seen: list[events.Event] = []
+    run_stage(PrepareStage(), dataclasses.replace(context, hook=seen.append))
+    kinds = {chunk.name.split("-")[1].split(".")[0] for chunk in _chunks(context)}
+    assert kinds == {"stream", "sort"}
+    assert any("they are sorted" in event.message for event in seen if isinstance(event, events.Note))
+    assert _rows(context).equals(_expected(context))
+
+
+def test_a_transform_that_drops_rows_far_from_the_first_ones_is_refused(home: Path) -> None:
+    (home / "picky.py").write_text(
+        "import polars as pl\n\ndef choose(rows):\n    return rows.filter(pl.col('id') < 29_000)\n"
+    )
+    spec = spec_of(home)
+    features = spec.features.model_copy(update={"transform": "picky:choose", "numeric": ("amount",)})
+    context = dataclasses.replace(_context(home), spec=spec.model_copy(update={"features": features}))
+    with pytest.raises(SpecError, match=r"returned .* rows for"):
+        run_stage(PrepareStage(), context)
+
+
+def test_the_benchmark_runs_both_contenders_on_a_few_rows(tmp_path: Path) -> None:
+    generate(tmp_path, rows=2_000)
+    found = run(tmp_path, rows=2_000)
+    assert {name: one.rows for name, one in found.items()} == {"polars_sink": 2_000, "headrace": 2_000}
+    assert all(one.outcome == "ok" and one.peak_bytes > 0 for one in found.values())
+    assert timedelta(seconds=found["headrace"].seconds) > timedelta(0)
