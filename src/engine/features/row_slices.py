@@ -6,9 +6,10 @@ Both run in the cage. Which spans there are is planned by ``stages/prepare.py``,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -27,6 +28,12 @@ from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.spec import PipelineSpec
 from engine.stage import ChildContext
 
+if TYPE_CHECKING:
+    import polars as pl
+
+_SLICE_BATCH_ROWS = 16_384
+_NEAR = 4
+
 
 def run_gather(task: Task, scope: Scope) -> TaskResult:
     """Write one span's newest rows in order of event time, and the segments of its events (in the cage)."""
@@ -42,18 +49,22 @@ def run_gather(task: Task, scope: Scope) -> TaskResult:
     if schema is None:
         raise LookupError("raw has no schema though a span of it was planned")
     schema = pa.schema([schema.field(name) for name in schema.names if name not in spec.after_columns])
-    gathered, rows_in, count = newest_rows(chunks, schema, spec, span=(low, high), scope=scope)
+    rows = newest_rows(chunks, schema, spec, span=(low, high), scope=scope)
     path = workspace.root / "slices" / spec.feature_set / f"{n:08d}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(gathered, max_chunksize=16_384)
-    segments = build_segments(
-        gathered,
-        plans=segment_plans(spec.features, over="events"),
-        time=spec.event_time,
-        root=workspace.segments,
-        prefix=f"{spec.feature_set}/events-{n:08d}",
-    )
+        for piece in rows.in_order(_SLICE_BATCH_ROWS):
+            writer.write_table(piece)
+    rows_in, count = rows.rows_in, rows.batches
+    del rows
+    with pa.memory_map(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
+        segments = build_segments(
+            reader.read_all(),
+            plans=segment_plans(spec.features, over="events"),
+            time=spec.event_time,
+            root=workspace.segments,
+            prefix=f"{spec.feature_set}/events-{n:08d}",
+        )
     return TaskResult(
         task=task.name,
         outputs={"slice": str(path.relative_to(workspace.root)), "segments": segments},
@@ -63,6 +74,41 @@ def run_gather(task: Task, scope: Scope) -> TaskResult:
     )
 
 
+@dataclass(frozen=True)
+class NewestRows:
+    """A span's rows as they were read, and which of them are the newest versions, in order of event time."""
+
+    table: pa.Table
+    order: pl.Series | None  # rows of ``table``; None: all, as they lie
+    rows_in: int
+    batches: int
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that are left."""
+        return self.table.num_rows if self.order is None else len(self.order)
+
+    def in_order(self, rows: int) -> Iterator[pa.Table]:
+        """Yield them, so many at a time: the span is held once, not once more in order."""
+        if self.order is None:
+            for start in range(0, self.table.num_rows, rows):
+                yield self.table.slice(start, rows)
+            return
+        for start in range(0, len(self.order), rows):
+            yield self._taken(self.order.slice(start, rows))
+
+    def _taken(self, rows: pl.Series) -> pa.Table:
+        """Return some rows: by Polars where they lie near each other, eight times as fast, else by Arrow, in place."""
+        import polars as pl
+
+        low, high = rows.min(), rows.max()
+        if not isinstance(low, int) or not isinstance(high, int):
+            raise TypeError(f"rows are numbered by {rows.dtype}")
+        if high - low < _NEAR * len(rows):
+            return to_arrow(pl.DataFrame(self.table.slice(low, high - low + 1))[rows - low], self.table.schema)
+        return self.table.take(rows.to_arrow())
+
+
 def newest_rows(
     chunks: Sequence[Chunk],
     schema: pa.Schema,
@@ -70,10 +116,8 @@ def newest_rows(
     *,
     span: tuple[datetime, datetime],
     scope: Scope,
-) -> tuple[pa.Table, int, int]:
-    """Return the newest version of each of a span's rows in order of event time; rows read; batches."""
-    import polars as pl
-
+) -> NewestRows:
+    """Read a span's rows from chunks of ``raw``."""
     batches = []
     for batch in read_batches(
         [chunk.path for chunk in chunks],
@@ -85,12 +129,24 @@ def newest_rows(
         scope.batch_done(batch.num_rows, batch.nbytes)
         batches.append(batch)
     table = pa.Table.from_batches(batches, schema=schema)
-    rows_in, count = table.num_rows, len(batches)
-    frame = pl.DataFrame(table)
-    del table, batches
-    key, cursor = spec.source.key, spec.source.cursor
-    frame = frame.sort(key, cursor).unique(subset=key, keep="last", maintain_order=True).sort(spec.event_time, key)
-    return to_arrow(frame, schema), rows_in, count
+    return NewestRows(table, _order(table, spec), table.num_rows, len(batches))
+
+
+def _order(table: pa.Table, spec: PipelineSpec) -> pl.Series | None:
+    """Return where the newest versions lie, by event time and key, from three columns; None: as they are."""
+    import polars as pl
+
+    key, time, row = spec.source.key, spec.event_time, "row"
+    while row in table.column_names:
+        row = f"_{row}"
+    narrow = pl.DataFrame(table.select(list(dict.fromkeys([key, spec.source.cursor, time]))))
+    keys, times = narrow[key], narrow[time]
+    if not (keys.null_count() or times.null_count()):
+        forward = (times.head(-1) <= times.tail(-1)).all() and (keys.head(-1) < keys.tail(-1)).all()
+        if forward:
+            return None
+    narrow = narrow.with_row_index(row).sort(key, spec.source.cursor)
+    return narrow.unique(subset=key, keep="last", maintain_order=True).sort(time, key)[row]
 
 
 def run_search(task: Task, scope: Scope) -> TaskResult:

@@ -107,13 +107,12 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
         pieces = _pieces(mine, spec, low=low, high=high, rows=int(task.inputs["piece_rows"]))
         for part, (start, end) in enumerate(pieces):
-            rows, count, _ = newest_rows(mine, schema, spec, span=(time_of(start), time_of(end)), scope=scope)
-            rows_in += count
+            rows = newest_rows(mine, schema, spec, span=(time_of(start), time_of(end)), scope=scope)
+            rows_in += rows.rows_in
             writer: ChunkWriter | None = None
-            step = search_rows(spec, scope.governor.batch_bytes())
-            for at in range(0, rows.num_rows, step):
+            for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes())):
                 scope.governor.wait()
-                out = prepared_rows(transform(rows.slice(at, step)), spec)
+                out = prepared_rows(transform(piece), spec)
                 if writer is None:
                     prefix = chunk_prefix(int(task.inputs["n"]), f"sort.{number:04d}.{part:04d}")
                     writer = ChunkWriter(prepared.path, prefix=prefix, schema=out.schema)

@@ -29,7 +29,7 @@ from engine.spec import PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import microseconds
 
-_GATHER_COPIES = 5  # the span as read, as Polars holds it, sorted, without old versions, and as Arrow
+_GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
 _SEARCH_COPIES = 6  # a batch, its transform, its composite keys, bounds and results
 _LABEL_COPIES = 5
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
