@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,12 @@ from engine.stage import ChildContext
 if TYPE_CHECKING:
     import polars as pl
 
-STREAMED_GROUPS = 25
+STREAMED_GROUPS = 36
 """Row groups in flight between Polars' reader, its two operators and its writer: what it held at most, measured."""
 
 MOST_STREAMED_COLUMNS = 200
 _HEAD_ROWS = 2_000
+_AT_ONCE = 2
 _BINS = 65_536
 _KNOBS = {"POLARS_ROW_GROUP_PREFETCH_SIZE": "2"}  # 260 MiB instead of 390, as fast
 _STREAMED = ("Int8", "Int16", "Int32", "Int64", "Float32", "Float64", "Boolean", "String", "Date")
@@ -53,37 +54,30 @@ def run_stream(task: Task, scope: Scope) -> TaskResult:
     prepared.path.mkdir(parents=True, exist_ok=True)
     transform = LazyTransform(spec.features.transform, directory=context.directory)
     schema, raw = _raw(context, task)
+    head = _head(raw, schema, spec, spans=task.inputs["spans"])
+    if head is not None:
+        transform.check(head)
+    prefix = chunk_prefix(int(task.inputs["n"]), "stream")
+
+    def one(number: int) -> ChunkRef | str:
+        low, high, rows = task.inputs["spans"][number]
+        span = (time_of(low), time_of(high), rows)
+        mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, *span[:2])]
+        return _stream(mine, schema, task, transform, spec, span, prepared.path / f"{prefix}-{number:04d}.parquet")
+
     chunks: list[ChunkRef] = []
     left: list[list[int]] = []
-    total, checked = sum(rows for _, _, rows in task.inputs["spans"]), False
-
-    def finished(closing: Future[ChunkRef]) -> None:
-        ref = closing.result()
-        chunks.append(ref)
-        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
-        scope.progress(sum(chunk.rows for chunk in chunks), total, "rows")
-
-    closing: Future[ChunkRef] | None = None
-    with ThreadPoolExecutor(1) as closer:  # a chunk reaches the disk while the next one is made
-        for number, (low, high, rows) in enumerate(task.inputs["spans"]):
-            span = (time_of(low), time_of(high))
-            mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, *span)]
-            if not checked:
-                checked = _check_head(mine, schema, spec, transform, span=span)
-            final = prepared.path / f"{chunk_prefix(int(task.inputs['n']), 'stream')}-{number:04d}.parquet"
-            temporary = final.with_name(f".{final.name}.tmp")
-            memory_bytes = None
-            if _alike(mine, schema):
-                paths = [chunk.path for chunk in mine]
-                memory_bytes = _stream(paths, schema, task, transform, (*span, rows), temporary, scope)
-            if memory_bytes is None:
-                left.append([low, high, rows])
+    total = sum(rows for _, _, rows in task.inputs["spans"])
+    # Two at a time: while one begins or reaches the disk, the other keeps the processors busy.
+    with ThreadPoolExecutor(min(_AT_ONCE, scope.budget.threads)) as pool:
+        for span, found in zip(task.inputs["spans"], pool.map(one, range(len(task.inputs["spans"]))), strict=True):
+            if isinstance(found, str):
+                scope.emit(events.Note(scope.stage, scope.task, found))
+                left.append(span)
                 continue
-            if closing is not None:
-                finished(closing)
-            closing = closer.submit(adopt_chunk, temporary, final, memory_bytes=memory_bytes)
-        if closing is not None:
-            finished(closing)
+            chunks.append(found)
+            scope.emit(events.ChunkWritten(scope.stage, scope.task, found.path, found.rows, found.bytes))
+            scope.progress(sum(chunk.rows for chunk in chunks), total, "rows")
     rows_out = sum(ref.rows for ref in chunks)
     return TaskResult(
         task=task.name,
@@ -143,15 +137,16 @@ def _raw(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
     return pa.schema(fields), table.chunks(newest_n=int(task.inputs["raw_n"]))
 
 
-def _check_head(
-    chunks: Sequence[Chunk], schema: pa.Schema, spec: PipelineSpec, transform: LazyTransform, *, span: tuple[Any, Any]
-) -> bool:
-    """Hold the transform against its contract on the span's first rows; return whether there were any."""
-    paths = [chunk.path for chunk in chunks]
-    for batch in read_batches(paths, columns=schema.names, schema=schema, span=(spec.event_time, *span)):
-        transform.check(pa.Table.from_batches([batch.slice(0, _HEAD_ROWS)]))
-        return True
-    return False
+def _head(
+    raw: Sequence[Chunk], schema: pa.Schema, spec: PipelineSpec, *, spans: Sequence[Sequence[int]]
+) -> pa.Table | None:
+    """Return the first rows of the spans, to hold the transform against its contract; None where there are none."""
+    for low, high, _ in spans:
+        span = (spec.event_time, time_of(low), time_of(high))
+        paths = [chunk.path for chunk in raw if chunk.may_hold(*span)]
+        for batch in read_batches(paths, columns=schema.names, schema=schema, span=span):
+            return pa.Table.from_batches([batch.slice(0, _HEAD_ROWS)])
+    return None
 
 
 def _alike(chunks: Sequence[Chunk], schema: pa.Schema) -> bool:
@@ -166,33 +161,31 @@ def _alike(chunks: Sequence[Chunk], schema: pa.Schema) -> bool:
 
 
 def _stream(
-    paths: Sequence[Path],
+    chunks: Sequence[Chunk],
     schema: pa.Schema,
     task: Task,
     transform: LazyTransform,
+    spec: PipelineSpec,
     span: tuple[Any, Any, int],
-    temporary: Path,
-    scope: Scope,
-) -> int | None:
-    """Write a span's rows to a file and return their bytes in memory.
-
-    None, and no file, where the rows are not in order, or not of types for Polars to stream.
-    """
+    final: Path,
+) -> ChunkRef | str:
+    """Write a span's rows to a chunk, or return why they are left: no order, or no types for Polars to stream."""
     import polars as pl
 
-    spec = ChildContext.of(scope.context).spec
+    if not _alike(chunks, schema):
+        return "not streamed: chunks differ in their columns, or have too many"
     low, high, rows = span
     order = RowOrder(time=spec.event_time, key=spec.source.key)
-    frame = pl.scan_parquet(list(paths)).select(schema.names)
-    at = frame.collect_schema()[spec.event_time]
-    if at != pl.Datetime("us", "UTC"):
-        return None
+    frame = pl.scan_parquet([chunk.path for chunk in chunks]).select(schema.names)
+    if frame.collect_schema()[spec.event_time] != pl.Datetime("us", "UTC"):
+        return f"not streamed: {spec.event_time} is not in microseconds"
     frame = frame.filter((pl.col(spec.event_time) >= low) & (pl.col(spec.event_time) < high))
     frame = transform(frame.with_columns(order.watched(frame)))
     selected = _selected(frame, spec)
     if selected is None:
-        return None
+        return "not streamed: columns are of types that need a cast"
     names, frame = selected
+    temporary = final.with_name(f".{final.name}.tmp")
     row_bytes = max(float(task.inputs["row_bytes"]), sum(_width(kind) for kind in names.values()))
     try:
         frame.sink_parquet(
@@ -203,14 +196,13 @@ def _stream(
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
         if order.holds(rows) and pq.read_metadata(temporary).num_rows == rows:
-            return int(rows * row_bytes)
+            return adopt_chunk(temporary, final, memory_bytes=int(rows * row_bytes))
         why = "rows are not in order of event time and key, or not as many as planned: they are sorted"
     except pl.exceptions.PolarsError as error:
         # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.
         why = order.broken or f"not streamed: {(str(error).splitlines() or [''])[0]}"
-    scope.emit(events.Note(scope.stage, scope.task, why))
     temporary.unlink(missing_ok=True)
-    return None
+    return why
 
 
 def _selected(frame: pl.LazyFrame, spec: PipelineSpec) -> tuple[dict[str, pl.DataType], pl.LazyFrame] | None:
