@@ -33,7 +33,7 @@ from engine.stage import ChildContext
 if TYPE_CHECKING:
     import polars as pl
 
-STREAMED_GROUPS = 34
+STREAMED_GROUPS = 38
 """Row groups in flight between Polars' reader, its two operators and its writer: what it held at most, measured."""
 
 MOST_STREAMED_COLUMNS = 200

@@ -37,6 +37,7 @@ _MOST_SPAN_ROWS = 500_000
 _SEGMENT_ROWS = 250_000
 _STREAMED_SPAN_ROWS = 2_000_000  # one chunk, and what a late row has written anew
 _STREAMED_SPANS = 32
+_STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
 _ROW_BYTES_COMMITS = 100
 _UNKNOWN_ROW_BYTES = 64.0
 _MOST_LABELS = 250_000  # of one commit
@@ -341,6 +342,7 @@ def _stream_bounds(
     count = next((i for i, one in enumerate(again) if one != again[0]), len(todo))
     spans = [list(span) for span in todo[: min(count, _STREAMED_SPANS)]]
     row_bytes = _row_bytes(context, through_n=raw_n)
+    stream = _project_stream(context, sum(rows for _, _, rows in spans), row_bytes)
     return {
         "kind": "stream",
         "span": [spans[0][0], spans[-1][1]],
@@ -348,7 +350,7 @@ def _stream_bounds(
         "raw_n": raw_n,
         "replaced": sorted({name for low, high, _ in spans for name in replaced(low, high)}),
         # A span that is prepared again has late rows or new versions.
-        "in_order": not again[0] and _project_stream(context).projected_bytes <= context.budget.allowed_bytes,
+        "in_order": not again[0] and stream.projected_bytes <= context.budget.allowed_bytes,
         "piece_rows": _rows_per_span(context, row_bytes),
         "row_bytes": row_bytes,
         "todo": [list(span) for span in todo[len(spans) :]],
@@ -362,7 +364,8 @@ def _stream_tasks(
     inputs = {**bounds, "n": plan.n, "spec": feature_set, "code": context.spec_hash(), "imports": ["polars"]}
     if bounds["in_order"] and not done:
         task = Task(stage, f"{feature_set}.stream.{plan.n}", "engine.features.row_streams:run_stream", inputs)
-        return ((task, _project_stream(context)),)
+        rows = sum(rows for _, _, rows in bounds["spans"])
+        return ((task, _project_stream(context, rows, float(bounds["row_bytes"]))),)
     left = done[0][0].outputs["left"] if bounds["in_order"] else bounds["spans"]
     if not left or len(done) == (2 if bounds["in_order"] else 1):
         return ()
@@ -373,9 +376,10 @@ def _stream_tasks(
     return ((task, _project_sort(context, int(bounds["piece_rows"]), row_bytes)),)
 
 
-def _project_stream(context: StageContext) -> Projection:
+def _project_stream(context: StageContext, rows: int, row_bytes: float) -> Projection:
     terms = {
-        "row groups in flight": STREAMED_GROUPS * ROW_GROUP_BYTES,
+        "row groups in flight": min(STREAMED_GROUPS * ROW_GROUP_BYTES, int(rows * row_bytes * _STREAM_COPIES)),
+        "streaming engine": 16 * 2**20,
         "page of each column": (len(context.spec.features.names()) + 3) * 2**18,
         "transform": 16 * 2**20,
     }
