@@ -72,7 +72,7 @@ def test_each_attempt_of_a_killed_task_keeps_its_own_capture_and_flame_graph(ses
     assert len(links) == 2
     assert all("allocate" in (session.directory / link).read_text() for link in links)
     assert "A task was stopped at its budget." in page.text
-    assert "again with batches of" in page.text
+    assert "again from its start with batches of" in page.text
 
 
 def test_a_capture_names_the_place_that_never_gave_its_memory_back(session):

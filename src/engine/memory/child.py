@@ -120,5 +120,14 @@ def _die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _leave(code: int) -> None:
+    """End at once: what the interpreter would tidy up takes a fifth of a second, and goes with the process anyway."""
+    if "memray" in sys.modules:  # it writes its capture when the interpreter ends
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())
