@@ -70,7 +70,9 @@ def _add(context: StageContext, *, at: datetime, ids: list[int], updated: dateti
     raw.commit(app="extract:raw", n=2, schema=batch.schema, add=writer.chunks)
 
 
-def test_rows_in_order_are_streamed_and_under_a_small_budget_sorted_to_the_same(home: Path) -> None:
+def test_rows_in_order_are_streamed_and_under_a_small_budget_sorted_to_the_same(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(home, home / "other")
     context = _context(home)
     report = run_stage(PrepareStage(), context)
@@ -80,6 +82,7 @@ def test_rows_in_order_are_streamed_and_under_a_small_budget_sorted_to_the_same(
     assert all("-stream-" in chunk.name for chunk in _chunks(context))
     streamed = _rows(context)
     assert streamed.equals(_expected(context))
+    monkeypatch.setattr(prepare, "_STREAM_COPIES", 1_000)  # as if there were many rows more
     small = _context(home / "other", memory=192 * 2**20)
     run_stage(PrepareStage(), small)
     assert all("-sort." in chunk.name for chunk in _chunks(small))
