@@ -46,7 +46,7 @@ def _unfinished(shop: Shop) -> list[Path]:
 
 @pytest.mark.timeout(280)
 @pytest.mark.xdist_group("prefect")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_and_the_next_one_completes_it(shop: Shop, number: signal.Signals) -> None:
     with _headrace(shop, "extract", "shop.yaml") as process:
         until = time.monotonic() + 120

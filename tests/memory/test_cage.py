@@ -20,7 +20,7 @@ from engine import events
 from engine.errors import LearningError, MemoryBudgetExceeded, TaskCrashed, WorkspaceError
 from engine.memory.budget import Budget
 from engine.memory.cage import run_caged
-from engine.memory.groups import memory_group
+from engine.memory.groups import MemoryGroup, memory_group
 from engine.refs import Task, TaskResult
 
 MIB = 2**20
@@ -195,6 +195,26 @@ def test_a_child_killed_from_outside_is_a_crash_not_a_budget() -> None:
 
     with pytest.raises(TaskCrashed, match="SIGKILL"):
         _run("sleep", hook=kill, seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "full"),
+    [
+        ("cgroup-v1", {"memory.max_usage_in_bytes": "700\n"}, False),
+        ("cgroup-v1", {"memory.max_usage_in_bytes": "1000\n"}, True),
+        ("cgroup-v2", {"memory.events": "low 0\nhigh 0\nmax 0\noom 1\noom_kill 1\n"}, False),
+        ("cgroup-v2", {"memory.events": "low 0\nhigh 0\nmax 17\noom 1\noom_kill 1\n"}, True),
+    ],
+)
+def test_a_kill_before_the_group_was_full_is_the_hosts(
+    tmp_path: Path, kind: str, files: dict[str, str], full: bool
+) -> None:
+    group = MemoryGroup(tmp_path, kind=kind)
+    v1 = {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n", "memory.limit_in_bytes": "1000\n"}
+    for name, text in {**v1, **files}.items():
+        (tmp_path / name).write_text(text)
+    assert group.kills() == 1
+    assert group.was_full() is full
 
 
 def test_what_a_hook_raises_ends_the_child_at_once() -> None:

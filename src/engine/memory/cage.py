@@ -25,7 +25,6 @@ from engine.errors import HeadraceError, MemoryBudgetExceeded, TaskCrashed, from
 from engine.memory.budget import ATTEMPTS, Budget
 from engine.memory.governor import TARGET, TERMINATE
 from engine.memory.groups import MemoryGroup, memory_group
-from engine.memory.host import host_kills
 from engine.memory.sampler import SAMPLE_SECONDS, Sampler
 from engine.refs import MemoryFigures, Task, TaskResult, to_json
 from engine.units import format_bytes
@@ -133,7 +132,7 @@ class _Child:
         self._place = ""  # what it was about to read
         self._batch_rows = 0  # of the largest batch that went through
         self._batch_bytes = 0
-        self._host_kills = host_kills()
+        self._killed_from_outside = False  # by the kernel, though the group had room
 
     def fitting_batch_bytes(self) -> int | None:
         """Return the batch that would stay below *target* by the bytes that each of its rows was seen to take."""
@@ -157,7 +156,9 @@ class _Child:
                 self._peak = max(self._peak, sampler.peak.counted_bytes if sampler.peak else 0)
                 self._timeline = [[sample.seconds, sample.counted_bytes] for sample in sampler.timeline]
                 code = process.wait()
-                killed = sampler.stopped or (group is not None and group.kills() > 0)
+                in_group = group is not None and group.kills() > 0
+                self._killed_from_outside = in_group and group is not None and not group.was_full()
+                killed = sampler.stopped or (in_group and not self._killed_from_outside)
             try:
                 result = self._conclude(code, killed=killed, enforced_by=enforced_by, output=output)
                 outcome = "ok"
@@ -302,8 +303,8 @@ class _Child:
         if answer is not None:
             what = f"{answer['type']}: {answer['text']}"
             tail = list(answer["traceback"])
-        elif code == -signal.SIGKILL and host_kills() > self._host_kills:
-            what = "killed, as the kernel was killing for want of memory outside of this task's budget"
+        elif self._killed_from_outside:
+            what = "killed by the kernel for want of memory outside of this task's budget"
             hint = "leave the host, or the group that all of this runs in, more room; run again to go on"
         elif code < 0:
             what = f"ended by {_signal_name(-code)}"

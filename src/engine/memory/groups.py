@@ -15,6 +15,7 @@ from uuid import uuid4
 
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")
+_FULL = 0.99
 
 
 class MemoryGroup:
@@ -51,12 +52,21 @@ class MemoryGroup:
 
     def kills(self) -> int:
         """Return how many processes the kernel has killed in the group for want of memory."""
+        return self._events().get("oom_kill", 0)
+
+    def _events(self) -> dict[str, int]:
         name = "memory.oom_control" if self.kind == "cgroup-v1" else "memory.events"
-        for line in (self.path / name).read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == "oom_kill":
-                return int(value)
-        return 0
+        lines = (line.partition(" ") for line in (self.path / name).read_text().splitlines())
+        return {key: int(value) for key, _, value in lines}
+
+    def was_full(self) -> bool:
+        """Return whether the group ever came to its limit: what the kernel kills before that, it kills for the host."""
+        if self.kind == "cgroup-v1":  # which counts page cache too: an idle group comes near its limit, not to it
+            return self._number("memory.max_usage_in_bytes") >= _FULL * self._number("memory.limit_in_bytes")
+        return self._events().get("max", 0) > 0
+
+    def _number(self, name: str) -> int:
+        return int((self.path / name).read_text())
 
     def remove(self) -> None:
         """End what is left in the group and remove it; the kernel may take a moment to see that it is empty."""

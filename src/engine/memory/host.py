@@ -29,15 +29,6 @@ def auto_budget_bytes() -> int:
     return int(host_memory_bytes() * AUTO_SHARE) // _MIB * _MIB
 
 
-def host_kills(*, vmstat: Path = Path("/proc/vmstat")) -> int:
-    """Return how many processes the kernel has killed for want of memory since the host started; 0 where unknown."""
-    try:
-        lines = vmstat.read_text().splitlines()
-    except OSError:  # not Linux, or a container that hides it
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
-
-
 def _limits(proc: Path, root_v1: Path, root_v2: Path) -> list[int]:
     try:
         lines = proc.read_text().splitlines()
