@@ -6,6 +6,7 @@ which rows were positive. What the stages make of them is ``hostile_matrix.py``.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -72,19 +73,24 @@ def _write(
     batch: int = _BATCH,
     customers: int = 1_000,
 ) -> int:
-    writer: pq.ParquetWriter | None = None
-    for low, count in _parts(rows, batch):
-        columns = base(low, count, total=rows, customers=customers)
-        table = pa.table({**columns, **more(columns["id"].to_numpy())})
-        if writer is None:
-            writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-        if one_group:
-            for part in table.to_batches():
-                writer.write_batch(part, row_group_size=rows)
-        else:
-            writer.write_table(table)
-    if writer is not None:
-        writer.close()
+    tables = (
+        pa.table({**columns, **more(columns["id"].to_numpy())})
+        for columns in (base(low, count, total=rows, customers=customers) for low, count in _parts(rows, batch))
+    )
+    first = next(tables)
+    if not one_group:
+        with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+            for table in itertools.chain([first], tables):
+                writer.write_table(table)
+        return rows
+    # A row group is written from one table, so that is mapped from a file: no process holds it.
+    whole = path.with_suffix(".arrow.tmp")
+    with pa.OSFile(str(whole), "wb") as sink, pa.ipc.new_file(sink, first.schema) as stream:
+        for table in itertools.chain([first], tables):
+            stream.write_table(table)
+    with pa.memory_map(str(whole)) as source:
+        pq.write_table(pa.ipc.open_file(source).read_all(), path, compression="zstd", row_group_size=rows)
+    whole.unlink()
     return rows
 
 
@@ -105,9 +111,9 @@ def one_row_group(directory: Path, scale: float) -> int:
 
 
 def hidden(directory: Path, scale: float) -> int:
-    """Write constant texts that decode to 2 GB out of two megabytes."""
-    value = pa.array(["y" * 1_000])
-    rows = int(2_000_000 * scale)
+    """Write constant texts that decode to 2 GB out of two megabytes: few rows, since other columns do not repeat."""
+    value = pa.array(["y" * 20_000])
+    rows = int(100_000 * scale)
     return _write(
         directory / "rows.parquet",
         rows,
@@ -188,7 +194,18 @@ def zero_rows(directory: Path, scale: float) -> int:
 
 
 def truncated(directory: Path, scale: float) -> int:
-    """Write a file of which the last row group is cut off, under a footer that says it is there."""
+    """Write a file that ends in the middle of its last row group."""
+    rows = _write(directory / "rows.parquet", int(1_000_000 * scale), lambda n: {})
+    path = directory / "rows.parquet"
+    metadata = pq.read_metadata(path)
+    last = metadata.row_group(metadata.num_row_groups - 1).column(0)
+    with open(path, "r+b") as handle:
+        handle.truncate(last.data_page_offset + last.total_compressed_size // 2)
+    return rows
+
+
+def damaged(directory: Path, scale: float) -> int:
+    """Write a file of which the last row group is zeroes, under a footer that says it is there."""
     rows = _write(directory / "rows.parquet", int(1_000_000 * scale), lambda n: {})
     path = directory / "rows.parquet"
     metadata = pq.read_metadata(path)
@@ -226,6 +243,7 @@ TABLES: dict[str, Hostile] = {
     "hot key": Hostile(hot_key, {"numeric": ["x"], "windows": _WINDOWS}),
     "all nulls": Hostile(nulls, {"numeric": ["x"], "categorical": ["town"]}),
     "zero rows": Hostile(zero_rows),
+    "damaged row group": Hostile(damaged),
     "truncated": Hostile(truncated),
     "tiny files": Hostile(tiny_files),
 }

@@ -34,6 +34,7 @@ BUDGETS = ("256MiB", "512MiB", "1024MiB")
 STAGES = ("extract", "prepare", "train", "validate", "score", "monitor")
 _BEGIN, _END = "<!-- hostile:begin -->", "<!-- hostile:end -->"
 _MIB = 2**20
+_LEAST_SHARE = 0.6  # of ordinary data's projection
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,29 @@ class Cell:
     rows: int = 0
 
     @property
-    def holds(self) -> bool:
-        """Whether this is one of the ends that a budget promises."""
-        within = self.measured_bytes <= self.allowed_bytes
-        return self.outcome in ("refused", "budget", "error", "nothing") or (
-            self.outcome in ("ok", "quarantine") and within
-        )
+    def share(self) -> float:
+        """Measured of projected."""
+        return self.measured_bytes / self.projected_bytes if self.projected_bytes else 0.0
+
+    def broken(self, name: str) -> str:
+        """Return which promise this breaks, empty where it breaks none."""
+        if self.outcome in ("refused", "budget", "error", "nothing"):
+            return ""
+        if self.outcome not in ("ok", "quarantine"):
+            return self.outcome
+        if self.measured_bytes > self.allowed_bytes:
+            return "over the budget"
+        if self.share > 1.0:
+            return "over its projection"
+        return "under 0.6 of its projection" if name.startswith("ordinary") and self.share < _LEAST_SHARE else ""
 
     def shown(self) -> str:
         """Return the cell as the table in the documentation has it."""
         if self.outcome in ("ok", "quarantine"):
-            share = self.measured_bytes / self.projected_bytes if self.projected_bytes else 0.0
             kept = " (quarantine)" if self.outcome == "quarantine" else ""
-            return f"{self.measured_bytes / _MIB:.0f} · {share:.2f}{kept}"
-        return {"nothing": "", "refused": "refused", "budget": "typed error", "error": "typed error"}.get(
-            self.outcome, f"**{self.outcome}**"
-        )
+            return f"{self.measured_bytes / _MIB:.0f} · {self.share:.2f}{kept}"
+        words = {"nothing": "nothing to do", "refused": "refused", "budget": "budget error", "error": "typed error"}
+        return words.get(self.outcome, f"**{self.outcome}**")
 
 
 def main() -> None:
@@ -106,9 +114,15 @@ def main() -> None:
     print(f"wrote {write_results('hostile_matrix' if whole else 'hostile_matrix-part', contenders)}")
     if whole:
         _document(found, scale=given.scale)
-    bad = [(name, memory, cell) for name, b in found.items() for memory, c in b.items() for cell in c if not cell.holds]
-    for name, memory, cell in bad:
-        print(f"NOT HELD: {name} {memory} {cell.stage}: {cell.outcome} {cell.text}")
+    bad = [
+        (f"{name} {memory} {cell.stage}: {cell.broken(name)} {cell.text}")
+        for name, budgets in found.items()
+        for memory, cells in budgets.items()
+        for cell in cells
+        if cell.broken(name)
+    ]
+    for line in bad:
+        print(f"NOT HELD: {line}")
     sys.exit(1 if bad else 0)
 
 
@@ -123,6 +137,8 @@ def _run(name: str, directory: Path, *, memory: str, seconds: float) -> list[Cel
             process.kill()
             out, _ = process.communicate()
             cells = [Cell("after what is shown", "hang", f"no end after {seconds:.0f} s")]
+    if process.returncode and not cells:
+        cells = [Cell("after what is shown", "crash", f"the runner ended with exit code {process.returncode}")]
     return [*(Cell(**json.loads(line)) for line in out.splitlines() if line.startswith("{")), *cells]
 
 
@@ -175,7 +191,16 @@ def _document(found: dict[str, dict[str, list[Cell]]], *, scale: float) -> None:
     for name, budgets in found.items():
         for memory, cells in budgets.items():
             by_stage = {cell.stage: cell.shown() for cell in cells}
-            lines.append(f"| {name} | {memory} | " + " | ".join(by_stage.get(stage, "") for stage in STAGES) + " |")
+            shown = (by_stage.get(stage, "not reached") for stage in STAGES)
+            lines.append(f"| {name} | {memory} | " + " | ".join(shown) + " |")
+    reasons = dict.fromkeys(
+        f"- {name}, {memory}, {cell.stage}: {cell.text.splitlines()[0]}"
+        for name, budgets in found.items()
+        for memory, cells in budgets.items()
+        for cell in cells
+        if cell.text
+    )
+    lines += ["", *reasons]
     text = path.read_text()
     before, rest = text.split(_BEGIN)
     _, after = rest.split(_END)

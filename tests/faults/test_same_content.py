@@ -18,6 +18,7 @@ def _loop(world: World, *, memory: str, threads: int) -> dict[str, list[str]]:
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_512_mib_and_2_gib_give_the_same_tables_and_a_second_run_adds_nothing(
     tmp_path: Path, flights_database: Path
 ) -> None:

@@ -35,10 +35,12 @@ def _files(world: World) -> dict[str, tuple[int, str]]:
     }
 
 
-_SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("extract", "prepare", "score", "monitor")]
+_SLOW = [
+    pytest.param(stage, marks=pytest.mark.slow) for stage in ("extract", "prepare", "validate", "score", "monitor")
+]
 
 
-@pytest.mark.parametrize("stage", ["train", "validate", *_SLOW])
+@pytest.mark.parametrize("stage", ["train", *_SLOW])
 def test_a_stage_works_under_memray_and_changes_neither_workspace_nor_registry(stage, lived, tmp_path, monkeypatch):
     registry = tmp_path / "elsewhere.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registry}")

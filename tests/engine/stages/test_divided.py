@@ -92,6 +92,7 @@ def test_a_span_that_is_stopped_at_its_budget_is_divided_and_the_next_plan_knows
     assert len(_prepared(small)) == ROWS
 
 
+@pytest.mark.slow
 def test_a_slice_that_cannot_be_divided_further_fails_with_what_it_would_take(
     letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
