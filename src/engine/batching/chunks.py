@@ -26,6 +26,7 @@ ROW_GROUP_BYTES = 8 * 2**20
 CHUNK_ROWS = 1_000_000
 
 _SAMPLE_ROWS = 10_000
+_LEVEL = -1  # of zstd: a quarter less CPU than 1, for files that are 3 % larger
 
 _LONGEST_STATISTIC = 64  # characters; a longer string says nothing that a plan needs
 
@@ -132,6 +133,7 @@ class ChunkWriter:
                 self._temporary,
                 self._schema,
                 compression="zstd",
+                compression_level=_LEVEL,
                 use_dictionary=self._repeating(rows),
                 write_page_checksum=True,
             )
