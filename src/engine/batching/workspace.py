@@ -123,7 +123,7 @@ class Workspace:
             handle.flush()
             try:
                 yield
-            except BaseException:
+            except BaseException:  # whatever ends the run, and it goes on from here
                 self.remove_unfinished()
                 raise
 
@@ -134,14 +134,17 @@ class Workspace:
                 yield from sorted(place.rglob(".*.tmp"))
 
     def remove_unfinished(self) -> None:
-        """Remove those and all scratch; for the holder of the lock, once no task of it is running."""
-        for path in self.unfinished():
-            path.unlink(missing_ok=True)
-        for path in self.scratch.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        """Remove those and all scratch; for the holder of the lock, once no task of it is running.
+
+        What cannot be removed (the disk is read-only, or gone) stays for ``headrace vacuum``: the error that ended the
+        run is the one to be shown.
+        """
+        with contextlib.suppress(OSError):
+            for path in (*self.unfinished(), *self.scratch.iterdir()):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _locked(handle: IO[str]) -> bool:
