@@ -70,7 +70,7 @@ class Session:
                 statement.prepare()
                 statement.bind(values if isinstance(values, pa.RecordBatch) else _one_row(values))
             handle, _ = _interruptibly(statement.execute_query, statement.cancel)
-            yield running.enter_context(pa.RecordBatchReader._import_from_c(handle.address))
+            yield running.enter_context(pa.RecordBatchReader.from_stream(handle))
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a query and return all of its rows; for few."""
@@ -80,12 +80,13 @@ class Session:
     def table_schema(self, name: str, *, schema: str | None) -> pa.Schema:
         """Return the columns of a table as the driver has them."""
         handle = self._connection.get_table_schema(None, schema, name)
-        return pa.Schema._import_from_c(handle.address)
+        found: pa.Schema = pa.schema(handle)
+        return found
 
     def tables(self) -> list[tuple[str | None, str]]:
         """Return the names of all tables and views, each with its schema."""
         handle = self._connection.get_objects(GetObjectsDepth.TABLES)
-        with pa.RecordBatchReader._import_from_c(handle.address) as reader:
+        with pa.RecordBatchReader.from_stream(handle) as reader:
             catalogs = reader.read_all().to_pylist()
         return [
             (schema["db_schema_name"], table["table_name"])
