@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
+from pydantic import SecretStr
 
 from engine.batching import read_batches
 from engine.memory.budget import Budget
 from engine.memory.governor import Governor
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult
-from engine.sources import reading
+from engine.sources import open_source, reading
+from engine.sources.protocol import Seen, Window
 from engine.spec import PipelineSpec
 from engine.stage import StageContext, run_stage
 from engine.stages.extract import ExtractStage
@@ -169,3 +171,17 @@ def test_a_reading_that_was_stopped_ends_as_one_that_was_not(
         ]
         assert contents[0] == contents[1]
         assert contents[0]
+
+
+def test_what_is_left_at_the_limit_of_a_slice_still_says_how_far_its_file_was_read(tmp_path: Path) -> None:
+    """A mark at the very end of a slice: the file would else be forgotten, and its rows read again by the next one."""
+    _write("csv", tmp_path)
+    with open_source(SecretStr(str(tmp_path / "orders")), key="id", cursor="placed_at") as source:
+        bounds = source.next_range(Seen(), Window(until=at(60 * 24 * 365), limit_rows=ROWS - 1))
+        assert bounds is not None
+        marks = [source.mark() for _ in source.read(bounds, schema=source.schema(), batch_bytes=64 * 1024)]
+        whole = source.ending()
+        rest = source.rest(bounds, marks[-1])
+        assert marks[-1]["left"] <= 0
+        list(source.read(rest, schema=source.schema(), batch_bytes=64 * 1024))
+        assert [file.name for file in source.ending().files] >= [file.name for file in whole.files] != []

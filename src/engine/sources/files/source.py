@@ -231,7 +231,7 @@ class FileSource:
         return {
             **bounds,
             "files": [{**current, **mark["resume"]}, *others],
-            "limit_rows": int(mark["left"]),
+            "limit_rows": max(1, int(mark["left"])),  # at 0 the file would not be read to the end that it has come to
             "noted": [file.to_json() for file in self._progress.files[: int(mark["files"])]],
             "counts": mark["counts"],
         }
