@@ -48,6 +48,9 @@ def run_up(*, port: int) -> None:
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"),
+        # On SQLite a heartbeat that meets another write fails with a page of traceback (Prefect reads before it writes,
+        # and such a transaction cannot wait). One worker beside its server needs none every 30 seconds.
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": os.environ.get("PREFECT_WORKER_HEARTBEAT_SECONDS", "600"),
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         # In memory, as is Prefect's default, leases are lost with the server, and what they held is held for ever.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
