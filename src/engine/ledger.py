@@ -98,3 +98,13 @@ def last_trained(history: Sequence[Entry]) -> Entry | None:
     """Return the line of the newest candidate, whatever became of it."""
     mine = [entry for entry in history if entry.action == "trained"]
     return max(mine, key=lambda e: e.n) if mine else None
+
+
+def positive_share(facts: Mapping[str, Any]) -> float:
+    """Return the base rate of a training, from its entry's details.
+
+    Its negatives stand for as many more as the sampling left out.
+    """
+    positives, kept = int(facts["positives"]), int(facts["rows"])
+    seen = positives + (kept - positives) / float(facts["sampling_rate"])
+    return positives / seen if seen else 0.0

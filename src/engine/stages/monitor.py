@@ -6,29 +6,25 @@ Rows that a model was trained on never count as its predictions. Deciding to tra
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 
-from engine.batching import Chunk, ChunkWriter, Table, read_batches
+from engine.batching import ChunkWriter, Table, read_batches
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
-from engine.features.labelled import LabelView, labelled_rows
-from engine.layout import EVENT_TIME, label_events_table, predictions_table, prepared_app, prepared_table
-from engine.learning.metrics import Metrics, PositiveScores, RankingMetrics
-from engine.ledger import Ledger, trained
+from engine.layout import EVENT_TIME, predictions_table, prepared_app, prepared_table
+from engine.learning.metrics import Metrics
+from engine.ledger import Ledger, last_trained, positive_share, trained
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
+from engine.realised import POSITIVE_BYTES, Group, Realised
 from engine.refs import Task, TaskResult
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
-
-if TYPE_CHECKING:
-    import polars as pl
 
 _COPIES = 6
 _SPAN_LABEL_BYTES = 100_000 * 120  # one span's labels while they are joined (features/labelled.py)
@@ -96,16 +92,15 @@ class MonitorStage:
         """Return the one task that joins predictions with labels and counts drift."""
         if done:
             return ()
-        periods = [[plan.bounds["previous"], format_time(plan.as_of)]] if plan.bounds["previous"] else []
         inputs = {
             **plan.bounds,
             "n": plan.n,
             "as_of": format_time(plan.as_of),
-            "periods": periods,
             "imports": ["polars"],
         }
         task = Task(self.name, f"monitor.{plan.n}", "engine.stages.monitor:run", inputs)
-        return ((task, _projection(context)),)
+        since = parse_time(plan.bounds["previous"]) if plan.bounds["previous"] else None
+        return ((task, _projection(context, since=since)),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record what was seen; publish the metrics."""
@@ -162,16 +157,14 @@ def realised(context: StageContext, *, low: datetime, high: datetime) -> Metrics
         "feature_set": context.spec.feature_set,
         "as_of": format_time(context.as_of),
         "models": _models(context),
-        "periods": [[format_time(low), format_time(high)]],
-        "bundle": "",
+        "low": format_time(low),
+        "high": format_time(high),
         "imports": ["polars"],
-        "weeks_from": format_time(high),
     }
-    task = Task("monitor", "realised", "engine.stages.monitor:run", inputs)
-    projection = _projection(context)
+    task = Task("monitor", "realised", "engine.stages.monitor:run_realised", inputs)
+    projection = _projection(context, since=low)
     projection.check(context.budget)
-    result = run_task(task, context, projection=projection)
-    found = result.outputs["period"]
+    found = run_task(task, context, projection=projection).outputs["period"]
     return Metrics(**found) if found else None
 
 
@@ -189,34 +182,56 @@ def _models(context: StageContext) -> dict[str, dict[str, Any]]:
 
 def forecast(context: StageContext) -> list[Forecast]:
     """Return what a look at predictions, labels and drift takes."""
-    return [Forecast(_projection(context), predictions_table(context.workspace).rows())]
+    before = last_record(context)
+    since = parse_time(before["as_of"]) if before else None
+    return [Forecast(_projection(context, since=since), predictions_table(context.workspace).rows())]
 
 
-def _projection(context: StageContext) -> Projection:
+def _projection(context: StageContext, *, since: datetime | None) -> Projection:
+    """Return what a look takes whose period begins at ``since``; None: it has none."""
     terms = {
         "batches in flight": context.budget.batch_bytes * _COPIES,
         "labels of one span": _SPAN_LABEL_BYTES,
         "champion for drift": _MODEL_BYTES,
+        "positives of the period": _positives(context, since) * POSITIVE_BYTES,
     }
     return Projection(stage="monitor", reserved_bytes=context.learned.reserved_bytes("monitor"), terms=terms)
+
+
+def _positives(context: StageContext, since: datetime | None) -> int:
+    """Return about how many positives a period has: the share of the labels that were learned, of its predictions."""
+    last = last_trained(Ledger(context.workspace).history())
+    if since is None or last is None:
+        return 0
+    chunks = predictions_table(context.workspace).chunks()
+    rows = sum(chunk.rows for chunk in chunks if chunk.may_hold(EVENT_TIME, since, None))
+    return int(rows * positive_share(last.details))
 
 
 def run(task: Task, scope: Scope) -> TaskResult:
     """Join predictions with labels by version and week, and count drift (in the cage)."""
     context = ChildContext.of(scope.context)
     inputs = task.inputs
-    groups, rows_in = _realised(context, inputs, scope)
-    out: list[dict[str, Any]] = []
+    looked = Realised(
+        context,
+        scope,
+        feature_set=inputs["feature_set"],
+        models=inputs["models"],
+        known_by=parse_time(inputs["as_of"]),
+    )
+    clock = parse_time(inputs["previous"]) if inputs["previous"] else None
+    since = looked.touched_since(clock, predictions_n=int(inputs["before"]["predictions_n"]))
+    out = [
+        row
+        for group, found in (looked.weeks(since) if since is not None else ())
+        for row in _rows_of(group, found.to_json())
+    ]
     period: dict[str, Any] = {}
-    for (kind, version, start, end), found in groups.items():
-        values = found.to_json()
-        if kind == "period" and version == 0:
-            period = values
-        out += [
-            {"kind": "realised", "model_version": version, "start": start, "end": end, "name": name, "value": float(v)}
-            for name, v in values.items()
-            if v is not None
-        ]
+    if clock is not None:
+        group = Group(0, clock, parse_time(inputs["as_of"]))
+        found = looked.period(group.start, group.end)
+        period = found.to_json() if found is not None else {}
+        out += _rows_of(group, period)
     drift, prepared_n = _drift(context, inputs, scope) if inputs["bundle"] else ({}, 0)
     out += [
         {
@@ -230,142 +245,38 @@ def run(task: Task, scope: Scope) -> TaskResult:
         for name, value in drift.items()
     ]
     outputs = {"metrics": out, "period": period, "drift": drift, "prepared_n": prepared_n}
-    return TaskResult(task=task.name, outputs=outputs, rows_in=rows_in, rows_out=len(out))
+    return TaskResult(task=task.name, outputs=outputs, rows_in=looked.rows, rows_out=len(out))
 
 
-_Group = tuple[str, int, str, str]  # week or period; model version, 0 for all; start; end
-
-
-def _realised(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tuple[dict[_Group, Metrics], int]:
-    predictions = predictions_table(context.workspace)
-    chunks = predictions.chunks()
-    if not chunks or not inputs["models"]:
-        return {}, 0
-    periods = [(parse_time(low), parse_time(high)) for low, high in inputs["periods"]]
-    weeks_from = inputs.get("weeks_from")
-    start = parse_time(weeks_from) if weeks_from else _touched_from(context, inputs, chunks)
-    low = min([start, *(period[0] for period in periods)])
-    first: dict[_Group, PositiveScores] = {}
-    rows = 0
-    for group, scores, labels in _groups(context, inputs, chunks, low=low, weeks=start, periods=periods, scope=scope):
-        first.setdefault(group, PositiveScores()).update(scores, labels)
-    second = {
-        group: RankingMetrics(kept.finish(), threshold=_threshold(inputs, group[1])) for group, kept in first.items()
-    }
-    for group, scores, labels in _groups(context, inputs, chunks, low=low, weeks=start, periods=periods, scope=scope):
-        second[group].update(scores, labels)
-        rows += len(scores)
-    alerts = _Alerts()
-    for group, flags, labels in _groups(
-        context, inputs, chunks, low=low, weeks=start, periods=periods, scope=scope, column="alert"
-    ):
-        if group[1] == 0:
-            alerts.update(group, flags, labels)
-    return {group: alerts.amend(group, counted.finish()) for group, counted in second.items()}, rows
-
-
-class _Alerts:
-    """Precision, recall and F1 where several models' thresholds meet: by the alerts as they were raised."""
-
-    def __init__(self) -> None:
-        self._counts: dict[_Group, list[int]] = {}
-
-    def update(self, group: _Group, flags: Any, labels: Any) -> None:
-        counts = self._counts.setdefault(group, [0, 0, 0, 0])
-        for index, value in enumerate(((flags & labels).sum(), flags.sum(), labels.sum(), len(labels))):
-            counts[index] += int(value)
-
-    def amend(self, group: _Group, found: Metrics) -> Metrics:
-        if group not in self._counts:
-            return found
-        hits, alerts, positives, rows = self._counts[group]
-        return dataclasses.replace(
-            found,
-            precision=hits / alerts if alerts else None,
-            recall=hits / positives if positives else None,
-            f1=2 * hits / (alerts + positives) if alerts + positives else None,
-            alert_rate=alerts / rows if rows else None,
-        )
-
-
-def _threshold(inputs: Mapping[str, Any], version: int) -> float:
-    models = inputs["models"]
-    return float(models[str(version)]["threshold"]) if version else float(next(iter(models.values()))["threshold"])
-
-
-def _touched_from(context: ChildContext, inputs: Mapping[str, Any], chunks: Sequence[Chunk]) -> datetime:
-    """Return the start of the first week in which a prediction or a label is new."""
-    prepared = prepared_table(context.workspace, inputs["feature_set"])
-    side = label_events_table(context.workspace, inputs["feature_set"])
-    known = side.chunks(newest_n=prepared.transaction(prepared_app(inputs["feature_set"])))
-    since = parse_time(inputs["previous"]) if inputs["previous"] else None
-    times = [chunk.minimum[EVENT_TIME] for chunk in chunks if chunk.n > inputs["before"]["predictions_n"]]
-    times += [chunk.minimum[EVENT_TIME] for chunk in known if since is None or chunk.maximum["labelled_at"] > since]
-    return (
-        _week(max(min(times), min(chunk.minimum[EVENT_TIME] for chunk in chunks)))
-        if times
-        else parse_time(inputs["as_of"])
-    )
-
-
-def _groups(
-    context: ChildContext,
-    inputs: Mapping[str, Any],
-    chunks: Sequence[Chunk],
-    *,
-    low: datetime,
-    weeks: datetime,
-    periods: Sequence[tuple[datetime, datetime]],
-    scope: Scope,
-    column: str = "score",
-) -> Iterator[tuple[_Group, Any, Any]]:
-    """Yield (group, values, labels): by version and week, by version and period, and by period for all versions."""
-    import polars as pl
-
-    for rows in _labelled(context, inputs, chunks, low=low, scope=scope):
-        honest = pl.lit(value=False)
-        for version, facts in inputs["models"].items():
-            until = pl.lit(parse_time(facts["trained_until"]))
-            honest = honest | ((pl.col("model_version") == int(version)) & (pl.col(EVENT_TIME) >= until))
-        rows = rows.filter(honest)
-        by_week = rows.with_columns(_week=pl.col(EVENT_TIME).dt.truncate("1w")).filter(pl.col(EVENT_TIME) >= weeks)
-        for (version, week), part in by_week.group_by("model_version", "_week", maintain_order=True):
-            end = format_time(week + timedelta(weeks=1))
-            group = ("week", int(version), format_time(week), end)
-            yield group, part[column].to_numpy(), part["label"].to_numpy()
-        for start, end_time in periods:
-            part = rows.filter((pl.col(EVENT_TIME) >= start) & (pl.col(EVENT_TIME) < end_time))
-            if part.height:
-                group = ("period", 0, format_time(start), format_time(end_time))
-                yield group, part[column].to_numpy(), part["label"].to_numpy()
-
-
-def _labelled(
-    context: ChildContext, inputs: Mapping[str, Any], chunks: Sequence[Chunk], *, low: datetime, scope: Scope
-) -> Iterator[pl.DataFrame]:
-    schema = predictions_table(context.workspace).schema()
-    if schema is None:
-        return
-    feature_set = inputs["feature_set"]
-    prepared = prepared_table(context.workspace, feature_set)
-    side = label_events_table(context.workspace, feature_set)
-    labels = LabelView(
-        chunks=side.chunks(newest_n=prepared.transaction(prepared_app(feature_set))),
+def run_realised(task: Task, scope: Scope) -> TaskResult:
+    """Measure the predictions of one period (in the cage)."""
+    inputs = task.inputs
+    looked = Realised(
+        ChildContext.of(scope.context),
+        scope,
+        feature_set=inputs["feature_set"],
+        models=inputs["models"],
         known_by=parse_time(inputs["as_of"]),
-        absent=context.spec.labels.absent,
-        delay=context.spec.labels.delay,
     )
-    for rows in labelled_rows(
-        chunks,
-        labels,
-        columns=["model_version", "score", "alert"],
-        schema=schema,
-        low=low,
-        high=None,
-        batch_bytes=scope.governor.batch_bytes,
-    ):
-        scope.governor.wait()
-        yield rows
+    found = looked.period(parse_time(inputs["low"]), parse_time(inputs["high"]))
+    period = found.to_json() if found is not None else None
+    return TaskResult(task=task.name, outputs={"period": period}, rows_in=looked.rows)
+
+
+def _rows_of(group: Group, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    start, end = format_time(group.start), format_time(group.end)
+    return [
+        {
+            "kind": "realised",
+            "model_version": group.version,
+            "start": start,
+            "end": end,
+            "name": name,
+            "value": float(value),
+        }
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tuple[dict[str, float], int]:
@@ -389,8 +300,3 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
     if counted < _LEAST_DRIFT_ROWS:
         return {}, newest
     return {name: value for name, value in counter.finish().items() if value is not None}, newest
-
-
-def _week(value: datetime) -> datetime:
-    day = value.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return day - timedelta(days=day.weekday())

@@ -32,7 +32,7 @@ from engine.learning.learners import LIBRARIES, learner
 from engine.learning.retrain import ChampionFacts, Decision, should_retrain
 from engine.learning.sampling import correct_prior, keep, sampling_rate_for
 from engine.learning.threshold import choose_threshold
-from engine.ledger import Entry, Ledger, champion_of, last_trained, trained
+from engine.ledger import Entry, Ledger, champion_of, last_trained, positive_share, trained
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -209,7 +209,7 @@ def forecast(context: StageContext) -> list[Forecast]:
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     rows, features = prepared.rows(), len(context.spec.features.names())
     last = last_trained(Ledger(context.workspace).history())
-    share = _positive_share(last.details) if last is not None else 0.0
+    share = positive_share(last.details) if last is not None else 0.0
     rate = context.spec.learner.sampling_rate
     if rate is None:
         mine, parameters = learner(context.spec.learner.kind), context.spec.learner.parameters
@@ -228,13 +228,6 @@ def forecast(context: StageContext) -> list[Forecast]:
         Forecast(_project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
         Forecast(_project_fit(context, kept), kept, sampling_rate=rate),
     ]
-
-
-def _positive_share(facts: Mapping[str, Any]) -> float:
-    """Return the base rate of a training: its negatives stand for as many more as the sampling left out."""
-    positives, kept = int(facts["positives"]), int(facts["rows"])
-    seen = positives + (kept - positives) / float(facts["sampling_rate"])
-    return positives / seen if seen else 0.0
 
 
 def _available_bytes(context: StageContext) -> int:
