@@ -5,7 +5,8 @@ Whole files or row groups are never held; a damaged chunk is a typed error that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from engine.batching.chunks import HELD_BYTES, ROW_GROUP_BYTES, fixed_width
 from engine.errors import TableError
 
-_DEFAULT_BYTES_PER_ROW = 256  # until a file's own footer says better
+_DEFAULT_BYTES_PER_ROW = 256.0  # of a group without rows
+_ALIKE = 2.0  # times: rows of such sizes are read with one size of batch
 _MAX_ROWS = 131_072
 
 
@@ -73,13 +76,12 @@ def _read_one(
         filter_only = span is not None and span[0] not in needed
         if filter_only and span is not None:
             needed.append(span[0])
-        rows = rows_for(batch_bytes, bytes_per_row=_bytes_per_row(file))
-        groups = _row_groups(file, span)
-        for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=needed, use_threads=False):
-            kept = batch if span is None else _within(batch, *span)
-            if not kept.num_rows:
-                continue
-            yield _select(kept, wanted, schema)
+        for groups, size in _runs(file, _row_groups(file, span), needed):
+            rows = rows_for(batch_bytes, bytes_per_row=size)
+            for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=needed, use_threads=False):
+                kept = batch if span is None else _within(batch, *span)
+                if kept.num_rows:
+                    yield _select(kept, wanted, schema)
 
 
 def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime | None] | None) -> list[int]:
@@ -108,37 +110,44 @@ def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
     return max(1, min(_MAX_ROWS, int(batch_bytes / max(1.0, bytes_per_row))))
 
 
-def rebatch(batches: Iterator[pa.RecordBatch], *, rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches of exactly ``rows``, the last one shorter: borders no longer depend on the
-    reader.
-    """
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        while batch.num_rows:
-            part = batch.slice(0, rows - count)
-            batch = batch.slice(part.num_rows)
-            held.append(part)
-            count += part.num_rows
-            if count == rows:
-                yield _join(held)
-                held, count = [], 0
-    if held:
-        yield _join(held)
+def _runs(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[list[int], float]]:
+    """Yield row groups that follow one another and have rows of about one size, with that size: bytes in memory."""
+    held = _held_bytes(file)
+    run: list[int] = []
+    least = most = 0.0
+    for group in groups:
+        size = _bytes_per_row(file, group, columns, held)
+        if run and max(most, size) > _ALIKE * min(least, size):
+            yield run, most
+            run = []
+        least, most = (min(least, size), max(most, size)) if run else (size, size)
+        run.append(group)
+    if run:
+        yield run, most
 
 
-def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    if len(batches) == 1:
-        return batches[0]
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+def _held_bytes(file: pq.ParquetFile) -> Mapping[str, Sequence[int]]:
+    found = (file.metadata.metadata or {}).get(HELD_BYTES.encode())
+    return json.loads(found) if found else {}
 
 
-def _bytes_per_row(file: pq.ParquetFile) -> float:
-    total = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-    rows = file.metadata.num_rows
-    # A footer counts encoded bytes: a dictionary hides the strings' own. Eight bytes a column is the least that Arrow
-    # needs.
-    return max(total / rows, 8.0 * file.metadata.num_columns) if rows else _DEFAULT_BYTES_PER_ROW
+def _bytes_per_row(
+    file: pq.ParquetFile, group: int, columns: Sequence[str], held: Mapping[str, Sequence[int]]
+) -> float:
+    metadata = file.metadata.row_group(group)
+    if not metadata.num_rows:
+        return _DEFAULT_BYTES_PER_ROW
+    total, unknown = 0.0, False
+    for name in columns:
+        width = fixed_width(file.schema_arrow.field(name).type)
+        if width is not None:
+            total += width
+        elif name in held:
+            total += held[name][group] / metadata.num_rows
+        else:
+            unknown = True
+    # Of a chunk that Polars wrote only the bound is known that its row groups were cut by.
+    return max(total, ROW_GROUP_BYTES / metadata.num_rows) if unknown else total
 
 
 def _within(batch: pa.RecordBatch, column: str, low: datetime | None, high: datetime | None) -> pa.RecordBatch:

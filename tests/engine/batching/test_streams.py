@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from engine.batching import ChunkWriter, read_batches, rebatch
+from engine.batching import ChunkWriter, read_batches
 from engine.batching.streams import rows_for
 from engine.errors import TableError
 
@@ -33,7 +34,7 @@ def test_every_row_once_in_order_and_no_batch_over_its_bytes(tmp_path: Path) -> 
     assert len(paths) == 3
     batches = list(read_batches(paths, batch_bytes=32_000))
     assert [key for batch in batches for key in batch["key"].to_pylist()] == list(range(25_500))
-    assert max(batch.nbytes for batch in batches) <= 64_000  # a footer tells encoded bytes, so twice is possible
+    assert max(batch.nbytes for batch in batches) <= 40_000  # texts differ by a quarter within a row group
     assert len(batches) > 10
 
 
@@ -86,11 +87,44 @@ def test_a_failed_block_leaves_no_unfinished_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_rebatch_makes_borders_independent_of_the_reader(tmp_path: Path) -> None:
-    paths = _chunks(tmp_path, rows=5_050)
-    for limit in (9_000, 70_000):
-        sizes = [batch.num_rows for batch in rebatch(read_batches(paths, batch_bytes=limit), rows=700)]
-        assert sizes == [700] * 7 + [150]
+def _texts(values: list[str]) -> pa.RecordBatch:
+    return pa.record_batch({"key": range(len(values)), "at": [START] * len(values), "text": values}, schema=SCHEMA)
+
+
+def test_texts_that_repeat_are_small_on_disk_and_are_read_by_what_they_take_in_memory(tmp_path: Path) -> None:
+    with ChunkWriter(tmp_path, prefix="00000001-rows", schema=SCHEMA, row_group_bytes=10**7) as writer:
+        for _ in range(4):
+            writer.write(_texts(["y" * 20_000] * 500))
+    path = tmp_path / writer.chunks[0].path
+    assert path.stat().st_size < 100_000
+    sizes = [batch.nbytes for batch in read_batches([path], batch_bytes=10**6)]
+    assert max(sizes) <= 10**6
+    assert len(sizes) < 60
+
+
+def test_a_burst_of_long_texts_makes_small_batches_of_its_own_rows_only(tmp_path: Path) -> None:
+    with ChunkWriter(tmp_path, prefix="00000001-rows", schema=SCHEMA, row_group_bytes=500_000) as writer:
+        for values in (["a"] * 20_000, ["b" * 10_000] * 50, ["c"] * 20_000):
+            writer.write(_texts(values))
+            writer.write(_texts(["-"] * 20_000))
+    batches = list(read_batches([tmp_path / writer.chunks[0].path], batch_bytes=100_000))
+    assert max(batch.nbytes for batch in batches) <= 200_000
+    assert max(batch.num_rows for batch in batches) > 3_000
+    assert [text for batch in batches for text in batch["text"].to_pylist()].count("b" * 10_000) == 50
+
+
+def test_columns_that_are_not_read_do_not_make_batches_smaller(tmp_path: Path) -> None:
+    with ChunkWriter(tmp_path, prefix="00000001-rows", schema=SCHEMA) as writer:
+        writer.write(_texts(["y" * 5_000] * 1_000))
+    path = tmp_path / writer.chunks[0].path
+    assert len(list(read_batches([path], columns=["key"], batch_bytes=10_000))) == 1
+    assert len(list(read_batches([path], columns=["key", "text"], batch_bytes=100_000))) > 40
+
+
+def test_rows_of_a_file_that_says_nothing_of_its_texts_are_read_by_the_bound_of_row_groups(tmp_path: Path) -> None:
+    path = tmp_path / "other.parquet"
+    pq.write_table(pa.Table.from_batches([_texts(["y" * 20_000] * 400)]), path)
+    assert max(batch.nbytes for batch in read_batches([path], batch_bytes=10**6)) <= 10**6
 
 
 @pytest.mark.parametrize(("limit", "row", "rows"), [(1_000, 13.0, 76), (1_000, 5_000.0, 1), (10**9, 1.0, 131_072)])
