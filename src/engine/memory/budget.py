@@ -15,7 +15,7 @@ _SMALLER = {2: 2, 3: 16, 4: 256}
 _ONE_ROW = 1024
 """A batch that holds one row, if that is so large as to matter: ten rows of 100 bytes pass no budget."""
 
-_MOST_BATCH = 32 * 2**20
+_MOST_BATCH = 8 * 2**20  # a row group in memory: what is larger than that buys no speed
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Budget:
     batch_bytes: int = 0  # upper bound of a batch; 0 derives it from allowed_bytes
 
     def __post_init__(self) -> None:
-        """Derive the batch: a 64th of the budget, from 64 KiB to 32 MiB (8 MiB at 512 MiB)."""
+        """Derive the batch: a 64th of the budget, from 64 KiB to 8 MiB (at 512 MiB)."""
         if not self.batch_bytes:
             derived = max(LEAST_BATCH, min(_MOST_BATCH, self.allowed_bytes // 64))
             object.__setattr__(self, "batch_bytes", derived)

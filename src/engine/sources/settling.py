@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from engine.batching import Chunk, ChunkWriter, Table, read_batches
 from engine.batching.tables import chunk_n, chunk_prefix
 from engine.errors import KeyConflict
-from engine.memory.measure import measure_self
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.sources.admission import QUARANTINE_SCHEMA, Hours, table_schema
@@ -29,10 +28,15 @@ from engine.stage import ChildContext
 from engine.units import parse_time
 
 _SHOWN_KEYS = 5
-JOIN_SHARE = 0.5
-"""Of what the budget leaves after the process itself, for joins."""
+_JOIN_SHARE = 0.5  # of what the budget leaves after the process itself
+_JOIN_ROW_BYTES = 160  # key, cursor, file and number of a row while versions are numbered: 130 to 150 measured
+_JOIN_BASE_BYTES, _LEAST_JOIN_BYTES = 24 * 2**20, 40 * 2**20
 
-LEAST_JOIN_BYTES = 64 * 2**20
+
+def join_bytes(rows: int, *, free_bytes: int) -> int:
+    """Return what joins may take for a slice of so many rows; what does not fit is spilled to scratch."""
+    wanted = _JOIN_BASE_BYTES + rows * _JOIN_ROW_BYTES
+    return max(_LEAST_JOIN_BYTES, min(int(_JOIN_SHARE * free_bytes), wanted))
 
 
 def run(task: Task, scope: Scope) -> TaskResult:
@@ -47,7 +51,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
     new = [ChunkRef.from_json(value) for value in task.inputs["chunks"]]
     live = [chunk for chunk in table.chunks() if chunk.n < n]
     rule = spec.source.on_conflict if what == "raw" else "newest"  # corrections of labels are further records
-    with _Joins(scope, context.workspace.scratch / f"duckdb-{scope.task}") as joins:
+    scratch = context.workspace.scratch / f"duckdb-{scope.task}"
+    with _Joins(scratch, limit_bytes=int(task.inputs["join_bytes"]), threads=scope.budget.threads) as joins:
         known = _Known(joins, table, new=new, live=live, key=key, cursor=cursor, gone=task.inputs["replaces"])
         drop = known.places(rule, identify=bool(task.inputs["identify"]))
         writer = ChunkWriter(table.path, prefix=chunk_prefix(n, f"{what}.settled"), schema=schema)
@@ -85,16 +90,15 @@ def run(task: Task, scope: Scope) -> TaskResult:
 class _Joins:
     """A DuckDB of our own: bounded memory, its own directory to spill to."""
 
-    def __init__(self, scope: Scope, directory: Path) -> None:
+    def __init__(self, directory: Path, *, limit_bytes: int, threads: int) -> None:
         import duckdb
 
-        free = scope.budget.allowed_bytes - measure_self().counted_bytes
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._connection = duckdb.connect(
             config={
-                "memory_limit": f"{max(LEAST_JOIN_BYTES, int(free * JOIN_SHARE))}B",
-                "threads": scope.budget.threads,
+                "memory_limit": f"{limit_bytes}B",
+                "threads": threads,
                 "temp_directory": str(directory),
                 "preserve_insertion_order": False,
                 "autoload_known_extensions": False,

@@ -26,7 +26,7 @@ from engine.sources.contracts import Contract, first_contract, renewed
 from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files
-from engine.sources.settling import JOIN_SHARE, LEAST_JOIN_BYTES
+from engine.sources.settling import join_bytes
 from engine.spec import FILE_KEY, PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
@@ -188,8 +188,9 @@ class ExtractStage:
             "spec": context.spec_hash(),
             "imports": ["duckdb"],
         }
-        task = Task("extract.settle", f"{self.what}.{plan.n}", "engine.sources.settling:run", inputs)
-        return task, _project_settling(context)
+        projection = _project_settling(context, rows=sum(ref.rows for ref in _refs(read.outputs["chunks"])))
+        inputs["join_bytes"] = projection.terms["joins"]
+        return Task("extract.settle", f"{self.what}.{plan.n}", "engine.sources.settling:run", inputs), projection
 
 
 def forecast(context: StageContext) -> list[Forecast]:
@@ -211,7 +212,7 @@ def forecast(context: StageContext) -> list[Forecast]:
     found = [Forecast(reading, rows)]
     source_spec = context.spec.source
     if source_spec.lag or source_spec.is_files or source_spec.on_conflict != "newest":
-        found.append(Forecast(_project_settling(context), rows))
+        found.append(Forecast(_project_settling(context, rows=rows), rows))
     return found
 
 
@@ -336,11 +337,11 @@ def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
     )
 
 
-def _project_settling(context: StageContext) -> Projection:
+def _project_settling(context: StageContext, *, rows: int) -> Projection:
     reserved = context.learned.reserved_bytes("extract.settle")
     free = max(0, context.budget.allowed_bytes - reserved)
     terms = {
-        "joins": max(LEAST_JOIN_BYTES, int(JOIN_SHARE * free)),
+        "joins": join_bytes(rows, free_bytes=free),
         "batches in flight": 2 * context.budget.batch_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
     }
