@@ -15,12 +15,10 @@ import pyarrow.compute as pc
 
 from engine.errors import QuarantineExceeded
 from engine.sources.casting import reject
+from engine.sources.hours import Hours
 from engine.sources.protocol import Batch, Rejected
 from engine.spec import READ_AT, PipelineSpec
 from engine.units import format_bytes
-
-HISTOGRAM_SECONDS = 3_600
-"""Width of the buckets that tell prepare which spans of event time a commit touches."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -38,43 +36,6 @@ QUARANTINE_SCHEMA = pa.schema(
 )
 _LONGEST_ROW = 4096
 _MOST_REASONS = 20  # told apart in an error
-
-
-class Hours:
-    """Counts rows by hour of event time; exact extent beside."""
-
-    def __init__(self) -> None:
-        self._hours: Counter[int] = Counter()
-        self._minimum: int | None = None
-        self._maximum: int | None = None
-
-    def add(self, times: pa.Array) -> None:
-        """Count the rows of one batch; times are timestamp[us, UTC]."""
-        times = times.drop_null()
-        if not len(times):
-            return
-        microseconds = times.cast(pa.int64())
-        for pair in pc.value_counts(pc.divide(microseconds, HISTOGRAM_SECONDS * 1_000_000)).to_pylist():
-            self._hours[pair["values"]] += pair["counts"]
-        low, high = (pc.min_max(microseconds)[side].as_py() for side in ("min", "max"))
-        self._minimum = low if self._minimum is None else min(self._minimum, low)
-        self._maximum = high if self._maximum is None else max(self._maximum, high)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Hours:
-        """Return the counts that ``to_json`` described."""
-        made = cls()
-        made._hours.update({int(hour): int(count) for hour, count in value["hours"].items()})
-        made._minimum, made._maximum = value["event_minimum"], value["event_maximum"]
-        return made
-
-    def to_json(self) -> dict[str, Any]:
-        """Return ``hours`` (hours since 1970 -> rows), ``event_minimum`` and ``event_maximum`` (microseconds)."""
-        return {
-            "hours": {str(hour): count for hour, count in sorted(self._hours.items())},
-            "event_minimum": self._minimum,
-            "event_maximum": self._maximum,
-        }
 
 
 class Admission:
@@ -112,14 +73,14 @@ class Admission:
             "reasons": dict(self._reasons),
             "rows": self._rows,
             "newest": self._newest,
-            "hours": self.hours.to_json(),
+            "hours": self.hours.to_checkpoint(),
         }
 
     def go_on(self, value: Mapping[str, Any]) -> None:
         """Go on from what ``to_json`` described."""
         self._reasons = Counter(value["reasons"])
         self._rows, self._newest = int(value["rows"]), value["newest"]
-        self.hours = Hours.from_json(value["hours"])
+        self.hours = Hours.from_checkpoint(value["hours"])
 
     def split(self, batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the rows for the table, and those for ``quarantine``."""
@@ -232,14 +193,3 @@ def _row_bytes(rows: pa.RecordBatch) -> pa.Array:
         if pa.types.is_string(column.type) or pa.types.is_binary(column.type) or pa.types.is_large_string(column.type):
             total = pc.add(total, pc.fill_null(pc.binary_length(column).cast(pa.int64()), 0))
     return total
-
-
-def hours_without(hours: Mapping[str, int], less: Mapping[str, int]) -> dict[str, int]:
-    """Return counts by hour after taking others away; hours that are left with none are gone."""
-    left = {hour: count - less.get(hour, 0) for hour, count in hours.items()}
-    return {hour: count for hour, count in left.items() if count > 0}
-
-
-def hours_with(hours: Mapping[str, int], more: Mapping[str, int]) -> dict[str, int]:
-    """Return counts by hour with others added."""
-    return {hour: hours.get(hour, 0) + more.get(hour, 0) for hour in {**hours, **more}}

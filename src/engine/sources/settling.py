@@ -21,8 +21,9 @@ from engine.batching.tables import chunk_n, chunk_prefix
 from engine.errors import KeyConflict
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
-from engine.sources.admission import QUARANTINE_SCHEMA, Hours, table_schema
+from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.contracts import Contract
+from engine.sources.hours import Hours
 from engine.spec import FILE
 from engine.stage import ChildContext
 from engine.units import parse_time

@@ -20,9 +20,10 @@ from engine.errors import SourceError
 from engine.memory.projection import Projection
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.sources import Seen, Source, Window
-from engine.sources.admission import QUARANTINE_SCHEMA, hours_with, hours_without, table_schema
+from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.check import open_feed
 from engine.sources.contracts import Contract, first_contract, renewed
+from engine.sources.hours import hours_with, hours_without
 from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files

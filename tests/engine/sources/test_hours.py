@@ -1,0 +1,48 @@
+"""Counts by hour of event time, whatever the batches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.sources.hours import Hours, hours_with, hours_without
+
+HOUR = 3_600_000_000
+TIMES = st.lists(st.none() | st.integers(0, 50 * HOUR) | st.integers(0, 2**55), max_size=40)
+
+
+def _times(values: list[int | None]) -> pa.Array:
+    return pa.array(values, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+
+
+@settings(deadline=None)
+@given(st.lists(TIMES, max_size=8), st.integers(0, 8))
+def test_every_row_with_a_time_is_counted_once_also_over_a_checkpoint(batches: list[list[int | None]], at: int) -> None:
+    hours = Hours()
+    for number, batch in enumerate(batches):
+        if number == at:
+            hours = Hours.from_checkpoint(json.loads(json.dumps(hours.to_checkpoint())))
+        hours.add(_times(batch))
+    known = [value for batch in batches for value in batch if value is not None]
+    assert hours.to_json() == {
+        "hours": {str(hour): count for hour, count in sorted(Counter(value // HOUR for value in known).items())},
+        "event_minimum": min(known, default=None),
+        "event_maximum": max(known, default=None),
+    }
+
+
+def test_a_checkpoint_of_decades_is_small() -> None:
+    hours = Hours()
+    for year in range(40):
+        hours.add(_times([(year * 8_766 + hour) * HOUR for hour in range(8_766)]))
+    assert len(json.dumps(hours.to_checkpoint())) < 22 * 40 * 8_766 + 200
+    assert len(hours.to_json()["hours"]) == 40 * 8_766
+
+
+def test_counts_are_added_and_taken_away() -> None:
+    assert hours_without({"1": 3, "2": 1}, {"2": 1, "3": 4}) == {"1": 3}
+    assert hours_with({"1": 3}, {"1": 1, "2": 2}) == {"1": 4, "2": 2}
