@@ -73,14 +73,14 @@ class Admission:
             "reasons": dict(self._reasons),
             "rows": self._rows,
             "newest": self._newest,
-            "hours": self.hours.to_checkpoint(),
+            "hours": self.hours.to_json(),
         }
 
     def go_on(self, value: Mapping[str, Any]) -> None:
         """Go on from what ``to_json`` described."""
         self._reasons = Counter(value["reasons"])
         self._rows, self._newest = int(value["rows"]), value["newest"]
-        self.hours = Hours.from_checkpoint(value["hours"])
+        self.hours = Hours.from_json(value["hours"])
 
     def split(self, batch: Batch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Return the rows for the table, and those for ``quarantine``."""

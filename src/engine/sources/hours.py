@@ -44,17 +44,17 @@ class Hours:
         self._maximum = high if self._maximum is None else max(self._maximum, high)
 
     @classmethod
-    def from_checkpoint(cls, value: Mapping[str, Any]) -> Hours:
-        """Return the counts that ``to_checkpoint`` described."""
+    def from_json(cls, value: Mapping[str, Any]) -> Hours:
+        """Return the counts that ``to_json`` described."""
         made = cls()
         made._hours, made._counts = (
-            np.frombuffer(base64.b64decode(value[name]), dtype="<i8").astype(np.int64) for name in ("hours", "counts")
+            np.frombuffer(base64.b64decode(value[name]), "<i8").astype(np.int64) for name in ("hours", "counts")
         )
-        made._minimum, made._maximum = value["event_minimum"], value["event_maximum"]
+        made._minimum, made._maximum = value["minimum"], value["maximum"]
         return made
 
-    def to_checkpoint(self) -> dict[str, Any]:
-        """Return the counts as JSON that is small: it is made while batches wait."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the counts as JSON that is small: it is made where memory is short."""
         self._merge()
         hours, counts = (
             base64.b64encode(values.astype("<i8").tobytes()).decode() for values in (self._hours, self._counts)
@@ -62,19 +62,19 @@ class Hours:
         return {
             "hours": hours,
             "counts": counts,
-            "event_minimum": self._minimum,
-            "event_maximum": self._maximum,
+            "minimum": self._minimum,
+            "maximum": self._maximum,
         }
 
-    def to_json(self) -> dict[str, Any]:
-        """Return ``hours`` (hours since 1970 -> rows), ``event_minimum`` and ``event_maximum`` (microseconds)."""
+    def by_hour(self) -> dict[str, int]:
+        """Return rows by hours since 1970."""
         self._merge()
-        counted = zip(self._hours.tolist(), self._counts.tolist(), strict=True)
-        return {
-            "hours": {str(hour): count for hour, count in counted},
-            "event_minimum": self._minimum,
-            "event_maximum": self._maximum,
-        }
+        return {str(hour): count for hour, count in zip(self._hours.tolist(), self._counts.tolist(), strict=True)}
+
+    @property
+    def extent(self) -> tuple[int | None, int | None]:
+        """The first and the last event time, microseconds since 1970; None without any."""
+        return self._minimum, self._maximum
 
     def _merge(self) -> None:
         if not self._pending:

@@ -83,7 +83,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "counts": dict(ending.counts),
             "newest": admission.newest,
             "contract": contract.to_json(),
-            **admission.hours.to_json(),
+            "hours": admission.hours.to_json(),
         },
         rows_in=rows_in,
         rows_out=sum(ref.rows for ref in good.chunks),

@@ -78,7 +78,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "remove": replaced,
             "retyped": table.is_retyped_by(schema),
             "dropped_rows": sum(ref.rows for ref in new) - sum(ref.rows for ref in chunks),
-            "dropped_hours": dropped.to_json()["hours"],
+            "dropped": dropped.to_json(),
             "removed": removed.to_json(),
             "quarantine": [to_json(ref) for ref in bad],
             "quarantine_remove": gone,

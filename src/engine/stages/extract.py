@@ -23,7 +23,7 @@ from engine.sources import Seen, Source, Window
 from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.check import open_feed
 from engine.sources.contracts import Contract, first_contract, renewed
-from engine.sources.hours import hours_with, hours_without
+from engine.sources.hours import Hours, hours_with, hours_without
 from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files
@@ -284,17 +284,13 @@ def _progress(plan: Plan, read: Mapping[str, Any], last: Mapping[str, Any] | Non
 
 def _touched(read: Mapping[str, Any], settled: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return which hours of event time hold rows that were added or removed."""
-    hours, low, high = read["hours"], read["event_minimum"], read["event_maximum"]
+    read_hours = Hours.from_json(read["hours"])
+    hours, (low, high) = read_hours.by_hour(), read_hours.extent
     if settled is not None:
-        removed = settled["removed"]
-        hours = hours_with(hours_without(hours, settled["dropped_hours"]), removed["hours"])
-        low, high = (
-            pick((value for value in pair if value is not None), default=None)
-            for pick, pair in (
-                (min, (low, removed["event_minimum"])),
-                (max, (high, removed["event_maximum"])),
-            )
-        )
+        dropped, removed = (Hours.from_json(settled[name]) for name in ("dropped", "removed"))
+        hours = hours_with(hours_without(hours, dropped.by_hour()), removed.by_hour())
+        low = min((value for value in (low, removed.extent[0]) if value is not None), default=None)
+        high = max((value for value in (high, removed.extent[1]) if value is not None), default=None)
     return {"hours": hours, "event_minimum": low, "event_maximum": high}
 
 

@@ -25,22 +25,20 @@ def test_every_row_with_a_time_is_counted_once_also_over_a_checkpoint(batches: l
     hours = Hours()
     for number, batch in enumerate(batches):
         if number == at:
-            hours = Hours.from_checkpoint(json.loads(json.dumps(hours.to_checkpoint())))
+            hours = Hours.from_json(json.loads(json.dumps(hours.to_json())))
         hours.add(_times(batch))
     known = [value for batch in batches for value in batch if value is not None]
-    assert hours.to_json() == {
-        "hours": {str(hour): count for hour, count in sorted(Counter(value // HOUR for value in known).items())},
-        "event_minimum": min(known, default=None),
-        "event_maximum": max(known, default=None),
-    }
+    counted = Counter(value // HOUR for value in known)
+    assert hours.by_hour() == {str(hour): count for hour, count in sorted(counted.items())}
+    assert hours.extent == (min(known, default=None), max(known, default=None))
 
 
 def test_a_checkpoint_of_decades_is_small() -> None:
     hours = Hours()
     for year in range(40):
         hours.add(_times([(year * 8_766 + hour) * HOUR for hour in range(8_766)]))
-    assert len(json.dumps(hours.to_checkpoint())) < 22 * 40 * 8_766 + 200
-    assert len(hours.to_json()["hours"]) == 40 * 8_766
+    assert len(json.dumps(hours.to_json())) < 22 * 40 * 8_766 + 200
+    assert len(hours.by_hour()) == 40 * 8_766
 
 
 def test_counts_are_added_and_taken_away() -> None:

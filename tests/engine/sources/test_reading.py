@@ -154,8 +154,6 @@ def test_a_reading_that_was_stopped_ends_as_one_that_was_not(
         "newest",
         "contract",
         "hours",
-        "event_minimum",
-        "event_maximum",
     ):
         assert stopped.outputs[name] == whole.outputs[name], name
     assert (stopped.rows_in, stopped.rows_out, stopped.rows_quarantined) == (
