@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,21 +48,16 @@ class Hours:
     def from_json(cls, value: Mapping[str, Any]) -> Hours:
         """Return the counts that ``to_json`` described."""
         made = cls()
-        made._hours, made._counts = (
-            np.frombuffer(base64.b64decode(value[name]), "<i8").astype(np.int64) for name in ("hours", "counts")
-        )
+        made._hours, made._counts = np.cumsum(_unpacked(value["steps"])), _unpacked(value["counts"])
         made._minimum, made._maximum = value["minimum"], value["maximum"]
         return made
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON that is small: it is made where memory is short."""
         self._merge()
-        hours, counts = (
-            base64.b64encode(values.astype("<i8").tobytes()).decode() for values in (self._hours, self._counts)
-        )
         return {
-            "hours": hours,
-            "counts": counts,
+            "steps": _packed(np.diff(self._hours, prepend=0)),  # mostly 1, which compresses to nearly nothing
+            "counts": _packed(self._counts),
             "minimum": self._minimum,
             "maximum": self._maximum,
         }
@@ -85,6 +81,14 @@ class Hours:
         self._counts = np.zeros(len(self._hours), dtype=np.int64)
         np.add.at(self._counts, place, np.concatenate([counts for _, counts in parts]))
         self._pending, self._pending_hours = [], 0
+
+
+def _packed(values: _Integers) -> str:
+    return base64.b64encode(zlib.compress(values.astype("<i8").tobytes(), 1)).decode()
+
+
+def _unpacked(text: str) -> _Integers:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").astype(np.int64)
 
 
 def hours_without(hours: Mapping[str, int], less: Mapping[str, int]) -> dict[str, int]:

@@ -37,7 +37,7 @@ def test_a_checkpoint_of_decades_is_small() -> None:
     hours = Hours()
     for year in range(40):
         hours.add(_times([(year * 8_766 + hour) * HOUR for hour in range(8_766)]))
-    assert len(json.dumps(hours.to_json())) < 22 * 40 * 8_766 + 200
+    assert len(json.dumps(hours.to_json())) < 60_000
     assert len(hours.by_hour()) == 40 * 8_766
 
 
