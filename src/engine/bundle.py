@@ -29,6 +29,10 @@ from engine.spec import PipelineSpec
 from engine.units import parse_time
 
 _FORMAT = 1
+_LOADED_COPIES = 4  # of its files: a text model is parsed into nodes that are larger than their digits
+_LOADED_BASE_BYTES = 8 * 2**20
+UNKNOWN_LOADED_BYTES = 16 * 2**20
+"""Of a model that is not trained yet, in a forecast."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,12 @@ class Bundle:
     def drift_counter(self) -> DriftCounter:
         """Return a counter of encoded rows against the training's distribution."""
         return DriftCounter(self.reference)
+
+
+def loaded_bytes(directory: Path) -> int:
+    """Return about what the bundle of a directory takes in memory; the learner's library is not in it."""
+    size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+    return _LOADED_BASE_BYTES + _LOADED_COPIES * size
 
 
 def sections_of(spec: PipelineSpec) -> dict[str, Any]:

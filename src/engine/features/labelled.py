@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
+from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.features.label_events import latest_labels
 
 if TYPE_CHECKING:
     import polars as pl
 
 _ROWS_PER_SPAN = 100_000
+_COPIES = 6  # of a batch: as read, joined, with its label, filtered, as the learner wants it
+_LABEL_BYTES = 320  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
+_UNRETURNED_BYTES = 12 * 2**20  # freed by Polars and not given back yet
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,16 @@ class LabelView:
     known_by: datetime
     absent: Literal["negative", "unknown"]
     delay: timedelta
+
+
+def labelled_terms(batch_bytes: int) -> dict[str, int]:
+    """Return what ``labelled_rows`` holds with batches of this size, in bytes by the name of a projection's term."""
+    return {
+        "batches in flight": batch_bytes * _COPIES,
+        "labels of one span": _ROWS_PER_SPAN * _LABEL_BYTES,
+        "row group being read": ROW_GROUP_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
+    }
 
 
 def labelled_rows(

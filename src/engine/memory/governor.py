@@ -30,8 +30,8 @@ class PressureState:
     """
 
     def __init__(self, *, reserved_bytes: int, allowed_bytes: int) -> None:
-        room = max(1, allowed_bytes - reserved_bytes)
-        self._bounds = [int(reserved_bytes + room * share) for share in (TARGET, SHRINK, PAUSE)]
+        self.room_bytes = max(1, allowed_bytes - reserved_bytes)
+        self._bounds = [int(reserved_bytes + self.room_bytes * share) for share in (TARGET, SHRINK, PAUSE)]
         self.level = 0
 
     @property
@@ -73,6 +73,7 @@ class Governor:
         self._looked = 0.0
         self._measured = 0
         self._new = False  # a look that no batch has followed yet
+        self._stuck = 0  # what the last wait could not get below
 
     def batch_bytes(self) -> int:
         """Return the upper bound of the next batch: halved after a look above shrink, doubled after a calm one.
@@ -94,9 +95,13 @@ class Governor:
         """Return at once, or, in pause, once the measure is below *target*, or no longer falls.
 
         What one thread waits for, nothing else may free: after a quarter of a second without a new low, or two seconds
-        in all, it goes on, and the cage is what holds the budget.
+        in all, it goes on, and the cage is what holds the budget. What did not fall then is not waited for before each
+        batch that follows: only once the measure has grown by another sixteenth of the room is it worth another wait.
         """
         if self._look() < 3:
+            self._stuck = 0
+            return
+        if self._measured < self._stuck + self._state.room_bytes // 16:
             return
         started = fell = time.monotonic()
         lowest = self._measured
@@ -108,6 +113,7 @@ class Governor:
             if self._measured < lowest:
                 lowest, fell = self._measured, now
             if now - fell > _STILL_SECONDS or now - started > _WAIT_SECONDS:
+                self._stuck = lowest
                 return
 
     def _look(self, *, force: bool = False) -> int:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from engine.batching import ChunkWriter, Table, read_batches
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
+from engine.features.labelled import labelled_terms
 from engine.layout import EVENT_TIME, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
@@ -26,9 +27,7 @@ from engine.refs import Task, TaskResult
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
 
-_COPIES = 6
-_SPAN_LABEL_BYTES = 100_000 * 120  # one span's labels while they are joined (features/labelled.py)
-_MODEL_BYTES = 24 * 2**20  # encoders and histograms; the model itself is not loaded
+_DRIFT_BYTES = 8 * 2**20  # encoders and histograms; the model itself is not loaded
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
 METRICS_SCHEMA = pa.schema(
@@ -190,9 +189,8 @@ def forecast(context: StageContext) -> list[Forecast]:
 def _projection(context: StageContext, *, since: datetime | None) -> Projection:
     """Return what a look takes whose period begins at ``since``; None: it has none."""
     terms = {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
-        "labels of one span": _SPAN_LABEL_BYTES,
-        "champion for drift": _MODEL_BYTES,
+        **labelled_terms(context.budget.batch_bytes),
+        "champion for drift": _DRIFT_BYTES,
         "positives of the period": _positives(context, since) * POSITIVE_BYTES,
     }
     return Projection(stage="monitor", reserved_bytes=context.learned.reserved_bytes("monitor"), terms=terms)

@@ -16,7 +16,7 @@ from engine import events
 from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.tables import chunk_prefix
-from engine.bundle import Bundle
+from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
 from engine.learning.learners import LIBRARIES
 from engine.ledger import Ledger, trained
@@ -28,7 +28,6 @@ from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
 _COPIES = 4
-_MODEL_BYTES = 32 * 2**20  # trees and encoders; the learner's library is in reserved
 
 
 def predictions_schema(key: pa.DataType) -> pa.Schema:
@@ -101,7 +100,8 @@ class ScoreStage:
         libraries = ["polars", *LIBRARIES[plan.bounds["learner"]]]
         inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of), "imports": libraries}
         task = Task(self.name, f"score.{plan.n}", "engine.stages.score:run", inputs)
-        return ((task, _project(context, int(plan.bounds["largest"]))),)
+        model_bytes = loaded_bytes(context.workspace.root / plan.bounds["bundle"])
+        return ((task, _project(context, int(plan.bounds["largest"]), model_bytes=model_bytes)),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far each feature set is scored; publish the predictions."""
@@ -132,16 +132,16 @@ def forecast(context: StageContext) -> list[Forecast]:
     """Return what scoring a slice of new rows takes."""
     chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
     rows = max((chunk.rows for chunk in chunks), default=_SLICE_ROWS)
-    return [Forecast(_project(context, rows), rows)]
+    return [Forecast(_project(context, rows, model_bytes=UNKNOWN_LOADED_BYTES), rows)]
 
 
-def _project(context: StageContext, rows: int) -> Projection:
+def _project(context: StageContext, rows: int, *, model_bytes: int) -> Projection:
     """Return what scoring takes: keys are looked up chunk by chunk, so ``rows`` are the largest chunk's."""
     features = len(context.spec.features.names())
     terms = {
         "batches in flight": context.budget.batch_bytes * _COPIES,
         "keys already scored": rows * 24,
-        "model": _MODEL_BYTES,
+        "model": model_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**17,
     }

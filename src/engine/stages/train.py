@@ -23,7 +23,7 @@ from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
 from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
 from engine.features.encoders import EncoderBuilder, FeatureEncoder
-from engine.features.labelled import LabelView, labelled_rows
+from engine.features.labelled import LabelView, labelled_rows, labelled_terms
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
 from engine.learning.calibration import fit_calibration
@@ -45,7 +45,7 @@ from engine.units import format_time, parse_time
 if TYPE_CHECKING:
     import polars as pl
 
-_COPIES = 6
+_COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
 _SPAN_LABEL_BYTES = 100_000 * 120
 _FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
 
@@ -249,7 +249,7 @@ def _shared_terms(context: StageContext) -> dict[str, int]:
 
 def _project_cache(context: StageContext) -> Projection:
     terms = {
-        **_shared_terms(context),
+        **labelled_terms(context.budget.batch_bytes),
         "encoders and drift reference": len(context.spec.features.names()) * 2**20,
     }
     return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)

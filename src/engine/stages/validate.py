@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from engine.batching import Table, Workspace
 from engine.batching.frames import to_arrow
-from engine.bundle import Bundle
+from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.errors import LearningError
-from engine.features.labelled import LabelView, labelled_rows
+from engine.features.labelled import LabelView, labelled_rows, labelled_terms
 from engine.layout import BASELINE, EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.bootstrap import paired_bootstrap
 from engine.learning.gate import judge
@@ -35,9 +35,6 @@ from engine.units import format_time, parse_time
 if TYPE_CHECKING:
     import polars as pl
 
-_COPIES = 6
-_SPAN_LABEL_BYTES = 100_000 * 120
-_MODEL_BYTES = 32 * 2**20  # trees and encoders; the learner's library is in reserved
 _BYTES_PER_ROW = 2 * 8 + 1 + 60  # two scores and a label, and what the bootstrap holds
 
 
@@ -87,7 +84,9 @@ class ValidateStage:
         gate = context.spec.gate.model_dump(mode="json")
         inputs = {**plan.bounds, "n": plan.n, "gate": gate, "imports": libraries}
         task = Task(self.name, f"validate.{plan.n}", "engine.stages.validate:run", inputs)
-        return ((task, _project(context, int(plan.bounds["rows"]), models=2 if plan.bounds["champion"] else 1)),)
+        bundles = [model["bundle"] for model in (plan.bounds["candidate"], plan.bounds["champion"]) if model]
+        models_bytes = sum(loaded_bytes(context.workspace.root / bundle) for bundle in bundles)
+        return ((task, _project(context, int(plan.bounds["rows"]), models_bytes=models_bytes)),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Log the metrics with the model, mark a challenger, enter the verdict in the ledger."""
@@ -123,14 +122,13 @@ def forecast(context: StageContext) -> list[Forecast]:
     newest = max((chunk.maximum[EVENT_TIME] for chunk in chunks), default=None)
     high = context.as_of if newest is None else min(context.as_of, newest)
     rows = _rows_between(workspace, spec.feature_set, high - spec.split.validation, high)
-    return [Forecast(_project(context, rows, models=2), rows)]
+    return [Forecast(_project(context, rows, models_bytes=2 * UNKNOWN_LOADED_BYTES), rows)]
 
 
-def _project(context: StageContext, rows: int, *, models: int) -> Projection:
+def _project(context: StageContext, rows: int, *, models_bytes: int) -> Projection:
     terms = {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
-        "labels of one span": _SPAN_LABEL_BYTES,
-        "models": models * _MODEL_BYTES,
+        **labelled_terms(context.budget.batch_bytes),
+        "models": models_bytes,
         "scores of both models": rows * _BYTES_PER_ROW,
     }
     return Projection(stage="validate", reserved_bytes=context.learned.reserved_bytes("validate"), terms=terms)
@@ -203,7 +201,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
         challenger=found.to_json(),
         champion=None if theirs is None else theirs.to_json(),
         gain=gain,
-        scoring_bytes=_MODEL_BYTES + scope.budget.batch_bytes * _COPIES,
+        scoring_bytes=loaded_bytes(context.workspace.root / inputs["candidate"]["bundle"])
+        + sum(labelled_terms(scope.budget.batch_bytes).values()),
         allowed_bytes=scope.budget.allowed_bytes,
     )
     return TaskResult(
@@ -245,7 +244,8 @@ def _scores(context: ChildContext, inputs: Mapping[str, Any], model: Mapping[str
     for frame in _rows(context, inputs, model, [*bundle.features, *extra], scope):
         scope.governor.wait()
         table = to_arrow(frame)
-        keys.append(table.select([KEY]))
+        # A copy: what shares memory with a batch keeps all of its columns.
+        keys.append(table.select([KEY]).take(pa.array(np.arange(table.num_rows))))
         scores.append(bundle.score(table))
         labels.append(frame["label"].to_numpy().astype(np.uint8))
         if extra:
