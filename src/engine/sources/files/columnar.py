@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
@@ -57,19 +58,26 @@ def read_columnar(
     A footer says how large encoded values are; a dictionary or run-length encoding hides what they hold in memory. So
     the first rows are looked at, and a batch that comes larger makes the next ones smaller.
     """
+    at = start
     try:
         with place.open(file) as handle:
             batches = (
                 _parquet(handle, start, batch_bytes) if format == "parquet" else _of_ipc(handle, start, batch_bytes)
             )
-            at = start
             for batch in batches:
                 at += batch.num_rows
                 for name, value in file.partition.items():
                     batch = batch.append_column(name, pa.repeat(partition_value(value), batch.num_rows))
                 yield batch, at
     except (pa.ArrowException, OSError) as error:
-        raise place.unreadable(file, error) from None
+        ends = row_group_ends(place, file) if format == "parquet" else ()
+        raise place.unreadable(file, error, where=f" {whereabouts(at, ends)}") from None
+
+
+def whereabouts(row: int, ends: Sequence[int]) -> str:
+    """Return what a person calls the rows from a number on, given the row behind each of their file's row groups."""
+    group = bisect_right(ends, row)
+    return f"from row {row:,} on" + (f" (row group {group})" if group < len(ends) else "")
 
 
 def _parquet(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:

@@ -189,11 +189,11 @@ class Place:
             handle.seek(size - 1)
             return bool(handle.read(1) == b"\n")
 
-    def unreadable(self, file: Found, error: Exception) -> SourceError:
-        """Return the error that names a file."""
+    def unreadable(self, file: Found, error: Exception, *, where: str = "") -> SourceError:
+        """Return the error that names a file, and where in it that was."""
         said = scrub(str(error), self.uri).splitlines()
         return SourceError(
-            f"file {file.name} cannot be read: {said[0] if said else type(error).__name__}",
+            f"file {file.name} cannot be read{where}: {said[0] if said else type(error).__name__}",
             hint="is it whole? write files under another name and rename them when they are done; move a damaged one "
             "away, and run again",
         )

@@ -6,7 +6,6 @@ Which are new is ``changes.py``; how each format is read ``columnar.py`` and ``t
 from __future__ import annotations
 
 import dataclasses
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from engine.errors import SourceError, SourceSchemaError
 from engine.sources.casting import cast_rows
 from engine.sources.dialects import nearest
 from engine.sources.files.changes import Change, Changes, additions, changes
-from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar, row_group_ends
+from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar, row_group_ends, whereabouts
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.text_reader import ROW, TextReader
 from engine.sources.files.texts import NAMED, guessed
@@ -407,8 +406,7 @@ class FileSource:
 
 
 def _place(file: Found, row: int, groups: Sequence[int]) -> str:
-    group = f" (row group {bisect_right(groups, row)})" if groups else ""
-    return f"file {file.name} from row {row:,} on{group}"
+    return f"file {file.name} {whereabouts(row, groups)}"
 
 
 def _entry(change: Change) -> dict[str, Any]:

@@ -340,6 +340,18 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         Reader(str(tmp_path)).run()
 
 
+def test_a_row_group_that_is_damaged_is_named_with_its_first_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist(_rows(0, 3_000)), path, row_group_size=1_000)
+    column = pq.read_metadata(path).row_group(2).column(0)
+    content = bytearray(path.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + column.total_compressed_size] = bytes(column.total_compressed_size)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"rows\.parquet cannot be read from row 2,000 on \(row group 2\)"):
+        Reader(str(tmp_path)).run()
+
+
 def test_a_delta_table_is_read_by_version_with_its_partitions(tmp_path: Path) -> None:
     from deltalake import write_deltalake
 
