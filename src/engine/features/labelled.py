@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _ROWS_PER_SPAN = 100_000
 _COPIES = 6  # of a batch: as read, joined, with its label, filtered, as the learner wants it
-_LABEL_BYTES = 320  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
-_UNRETURNED_BYTES = 12 * 2**20  # freed by Polars and not given back yet
+_LABEL_BYTES = 400  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
+_LABEL_BATCH_BYTES = 2**20
+_UNRETURNED_BYTES = 16 * 2**20  # freed by Polars and not given back yet
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ def _labels_in(labels: LabelView, low: datetime, high: datetime, *, key: pa.Fiel
         for batch in read_batches(
             [chunk.path for chunk in mine],
             columns=["key", "event_time", "known_at", "labelled_at", "value"],
+            batch_bytes=_LABEL_BATCH_BYTES,
             span=("event_time", low, high),
         )
     ]

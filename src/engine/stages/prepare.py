@@ -31,7 +31,7 @@ from engine.units import microseconds
 
 _GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
 _SEARCH_COPIES = 6  # a batch, its transform, its composite keys, bounds and results
-_LABEL_COPIES = 5
+_LABEL_COPIES = 6
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
 _MOST_SPAN_ROWS = 500_000
 _SEGMENT_ROWS = 250_000

@@ -35,7 +35,8 @@ from engine.units import format_time, parse_time
 if TYPE_CHECKING:
     import polars as pl
 
-_BYTES_PER_ROW = 2 * 8 + 1 + 60  # two scores and a label, and what the bootstrap holds
+_BYTES_PER_ROW = 8 + 2 * 8 + 1  # key, two scores and a label
+_BOOTSTRAP_BYTES_PER_ROW = 60  # once no row is read any more
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,12 @@ def forecast(context: StageContext) -> list[Forecast]:
 
 
 def _project(context: StageContext, rows: int, *, models_bytes: int) -> Projection:
+    reading = labelled_terms(context.budget.batch_bytes)
     terms = {
-        **labelled_terms(context.budget.batch_bytes),
+        **reading,
         "models": models_bytes,
         "scores of both models": rows * _BYTES_PER_ROW,
+        "bootstrap, beyond what reading held": max(0, rows * _BOOTSTRAP_BYTES_PER_ROW - sum(reading.values())),
     }
     return Projection(stage="validate", reserved_bytes=context.learned.reserved_bytes("validate"), terms=terms)
 
