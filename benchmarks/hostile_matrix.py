@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.inside is not None:
-        for cell in _cells(given.table, given.inside, memory=given.memory):
+        for cell in run_cells(given.table, given.inside, memory=given.memory):
             print(json.dumps(cell.__dict__), flush=True)
         return
     found: dict[str, dict[str, list[Cell]]] = {}
@@ -145,7 +145,8 @@ def _run(name: str, directory: Path, *, memory: str, seconds: float) -> list[Cel
     return [*(Cell(**json.loads(line)) for line in out.splitlines() if line.startswith("{")), *cells]
 
 
-def _cells(name: str, directory: Path, *, memory: str) -> Iterator[Cell]:
+def run_cells(name: str, directory: Path, *, memory: str) -> Iterator[Cell]:
+    """Yield what each stage made of a table under a budget, up to the one that refused it or ended with an error."""
     spec = PipelineSpec.model_validate(pipeline(name, directory, memory=memory))
     shares: list[float] = []
 

@@ -1,0 +1,49 @@
+"""Tables that are small on disk and large in memory, or broken, at a twentieth of their size under 256 MiB: each stage
+ends within budget and projection, or says why not. At their true sizes: ``make bench-hostile-matrix``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.hostile import TABLES, write_labels
+from benchmarks.hostile_matrix import STAGES, Cell, run_cells
+
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+
+_WHOLE = dict.fromkeys(STAGES, "ok")
+_STOPPED = {  # at which stage, and what it says
+    "fat rows": ("extract", "budget", ["rows.parquet", "row group", "--memory"]),
+    "2,000 columns": ("extract", "refused", ["page of each column", "--memory"]),
+    "zero rows": ("train", "error", ["no row", "check labels"]),
+    "damaged row group": ("extract", "error", ["rows.parquet cannot be read", "row group", "move a damaged one away"]),
+    "truncated": ("extract", "error", ["rows.parquet cannot be read", "move a damaged one away"]),
+}
+
+
+def _cells(name: str, directory: Path) -> dict[str, Cell]:
+    (directory / "rows").mkdir()
+    rows = TABLES[name].write(directory / "rows", 0.05)
+    write_labels(directory / "labels", rows)
+    return {cell.stage: cell for cell in run_cells(name, directory, memory="256MiB")}
+
+
+@pytest.mark.parametrize("name", [name for name in TABLES if name not in _STOPPED])
+def test_every_stage_ends_within_its_budget_and_its_projection(name: str, tmp_path: Path) -> None:
+    cells = _cells(name, tmp_path)
+    assert {stage: cell.outcome for stage, cell in cells.items()} == _WHOLE
+    for cell in cells.values():
+        assert cell.measured_bytes <= cell.allowed_bytes, cell
+        assert 0 < cell.share <= 1.0, cell
+
+
+@pytest.mark.parametrize("name", _STOPPED)
+def test_what_cannot_be_done_is_said_with_its_place_and_what_to_do(name: str, tmp_path: Path) -> None:
+    cells = _cells(name, tmp_path)
+    stage, outcome, said = _STOPPED[name]
+    assert list(cells)[-1] == stage
+    assert cells[stage].outcome == outcome
+    for text in said:
+        assert text in cells[stage].text
