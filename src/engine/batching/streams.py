@@ -105,6 +105,14 @@ def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime
     return kept
 
 
+def largest_row_bytes(path: Path, columns: Sequence[str]) -> float:
+    """Return what a row of a chunk takes in memory in the row group where rows are largest, 0 without rows."""
+    with pq.ParquetFile(path) as file:
+        held = _held_bytes(file)
+        sizes = [_bytes_per_row(file, group, columns, held) for group in range(file.num_row_groups)]
+    return max(sizes, default=0.0)
+
+
 def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
     """Return how many rows of this size a batch of ``batch_bytes`` holds: at least 1, at most 131,072."""
     return max(1, min(_MAX_ROWS, int(batch_bytes / max(1.0, bytes_per_row))))

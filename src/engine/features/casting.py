@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import SpecError
+
+LONGEST_CATEGORY_BYTES = 512
+_SHOWN = 64  # characters of a longer one
 
 
 def as_float32(array: pa.Array, *, name: str) -> npt.NDArray[np.float32]:
@@ -43,6 +48,9 @@ def as_float32(array: pa.Array, *, name: str) -> npt.NDArray[np.float32]:
 def as_texts(array: pa.Array, *, name: str) -> pa.Array:
     """Return a column as large_string, one text a value, with null (and NaN) as null.
 
+    A text of more than 512 bytes is its first 64 characters and a digest: a category is told from others by it as well,
+    and some thousands of them fit any budget.
+
     Raises
     ------
     SpecError
@@ -69,4 +77,17 @@ def as_texts(array: pa.Array, *, name: str) -> pa.Array:
             f"features.categorical: column {name!r} is of type {of}, which cannot be a category",
             hint="turn it into text, a number or a date in the transform",
         )
-    return array.cast(pa.large_string())
+    return _shortened(array.cast(pa.large_string()))
+
+
+def _shortened(texts: pa.Array) -> pa.Array:
+    sizes = pc.binary_length(texts)
+    if (pc.max(sizes).as_py() or 0) <= LONGEST_CATEGORY_BYTES:
+        return texts
+    long = pc.fill_null(pc.greater(sizes, LONGEST_CATEGORY_BYTES), False)
+    short = [_digest(texts[at].as_py()) for at in pc.indices_nonzero(long).to_pylist()]  # one at a time: they are long
+    return pc.replace_with_mask(texts, long, pa.array(short, pa.large_string()))
+
+
+def _digest(text: str) -> str:
+    return f"{text[:_SHOWN]}… {hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"

@@ -21,7 +21,10 @@ from engine.features.casting import as_float32, as_texts
 from engine.features.prefix_sums import Expansion, running_sums, sum_squared_deviations
 
 _FORMAT = 1
-_BLOCK_ROWS = 65_536  # rows between two prunings, counted over the whole stream
+COUNTED_CATEGORY_BYTES = 6 * 2**20
+"""Of a categorical column while it is counted: 24,384 texts of some tens of bytes, each with its count, at most."""
+
+_BLOCK_ROWS = 16_384  # rows between two prunings, counted over the whole stream
 
 
 @dataclass(frozen=True)
@@ -148,9 +151,9 @@ class EncoderBuilder:
     Notes
     -----
     Sums of numbers are exact to 2**-159 (``prefix_sums.py``), so that they round to the same figure for any batches.
-    Categories are counted exactly up to eight times ``max_categories`` distinct ones; above that, each 65,536th row of
+    Categories are counted exactly up to eight times ``max_categories`` distinct ones; above that, each 16,384th row of
     the stream, wherever batches end, half as many are kept: the most frequent, equally frequent ones by text. Memory is
-    at most 8 x ``max_categories`` + 65,536 texts a column.
+    at most 8 x ``max_categories`` + 16,384 texts a column, each of 512 bytes at most.
     """
 
     def __init__(self, *, numeric: Sequence[str], categorical: Sequence[str], max_categories: int = 1000) -> None:
@@ -232,9 +235,9 @@ class _Categories:
         self._exact = True
 
     def update(self, texts: pa.Array) -> None:
-        for entry in pc.value_counts(texts.drop_null()).to_pylist():
-            value = entry["values"]
-            self._counts[value] = self._counts.get(value, 0) + entry["counts"]
+        counted = pc.value_counts(texts.drop_null())
+        for text, count in zip(*(counted.field(name).to_pylist() for name in ("values", "counts")), strict=True):
+            self._counts[text] = self._counts.get(text, 0) + count
 
     def prune(self) -> None:
         if len(self._counts) > 8 * self._limit:

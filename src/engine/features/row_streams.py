@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
+from engine.batching.streams import largest_row_bytes
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_order import RowOrder
 from engine.features.row_slices import newest_rows, prepared_rows, search_rows, time_of
@@ -38,6 +39,7 @@ STREAMED_GROUPS = 38
 
 MOST_STREAMED_COLUMNS = 200
 _HEAD_ROWS = 2_000
+_MOST_UNEVEN = 8.0  # times the mean row: Polars writes row groups of so many rows, whatever their bytes
 _AT_ONCE = 2
 _BINS = 65_536
 _KNOBS = {
@@ -176,6 +178,9 @@ def _stream(
 
     if not _alike(chunks, schema):
         return "not streamed: chunks differ in their columns, or have too many"
+    row_bytes = float(task.inputs["row_bytes"])
+    if any(largest_row_bytes(chunk.path, schema.names) > _MOST_UNEVEN * row_bytes for chunk in chunks):
+        return "not streamed: some rows are so large that a row group of as many rows as elsewhere would be too"
     low, high, rows = span
     order = RowOrder(time=spec.event_time, key=spec.source.key)
     frame = pl.scan_parquet([chunk.path for chunk in chunks]).select(schema.names)
@@ -188,7 +193,7 @@ def _stream(
         return "not streamed: columns are of types that need a cast"
     names, frame = selected
     temporary = final.with_name(f".{final.name}.tmp")
-    row_bytes = max(float(task.inputs["row_bytes"]), sum(_width(kind) for kind in names.values()))
+    row_bytes = max(row_bytes, sum(_width(kind) for kind in names.values()))
     try:
         frame.sink_parquet(
             temporary,

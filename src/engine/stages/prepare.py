@@ -32,6 +32,7 @@ from engine.units import microseconds
 _GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
 _SEARCH_COPIES = 6  # a batch, its transform, its composite keys, bounds and results
 _LABEL_COPIES = 6
+_UNRETURNED_BYTES = 12 * 2**20  # by Polars
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
 _MOST_SPAN_ROWS = 500_000
 _SEGMENT_ROWS = 250_000
@@ -437,6 +438,8 @@ def _project_gather(context: StageContext, rows: int, row_bytes: float) -> Proje
     terms = {
         "span while it is sorted": int(rows * _held_row_bytes(context, row_bytes)),
         "batches in flight": 2 * context.budget.batch_bytes,
+        "row group being read": ROW_GROUP_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
     }
     return Projection(
         stage="prepare.gather",

@@ -22,7 +22,7 @@ from engine.batching.atomic import require_json, write_json
 from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
 from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
-from engine.features.encoders import EncoderBuilder, FeatureEncoder
+from engine.features.encoders import COUNTED_CATEGORY_BYTES, EncoderBuilder, FeatureEncoder
 from engine.features.labelled import LabelView, labelled_rows, labelled_terms
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
@@ -251,6 +251,7 @@ def _project_cache(context: StageContext) -> Projection:
     terms = {
         **labelled_terms(context.budget.batch_bytes),
         "encoders and drift reference": len(context.spec.features.names()) * 2**20,
+        "categories while they are counted": len(context.spec.features.categorical) * COUNTED_CATEGORY_BYTES,
     }
     return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)
 

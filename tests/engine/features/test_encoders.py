@@ -134,6 +134,19 @@ def test_a_column_of_many_categories_is_pruned_the_same_whatever_the_batches(mon
     assert len(builder._categories[0]._counts) <= 8 * 10
 
 
+def test_long_texts_are_categories_of_their_own_and_are_kept_short():
+    texts = ["a" * 10_000, "a" * 10_001, "b" * 512, None, "a" * 10_000, "é" * 257]
+    table = pa.table({"text": texts})
+    encoder = EncoderBuilder(numeric=[], categorical=["text"]).update(table).finish()
+    codes = encoder.transform(table)[:, 0]
+    assert codes[0] == codes[4]
+    assert len({codes[0], codes[1], codes[2], codes[5]}) == 4
+    assert len(json.dumps(encoder.to_json())) < 2_000
+    assert (
+        FeatureEncoder.from_json(encoder.to_json()).transform(table)[:, 0][[0, 1, 2, 4, 5]] == codes[[0, 1, 2, 4, 5]]
+    ).all()
+
+
 def test_a_timestamp_is_not_a_number_and_a_list_not_a_category():
     table = pa.table({"t": pa.array([0], pa.timestamp("us")), "l": [[1]]})
     with pytest.raises(SpecError, match="'t' is of type timestamp"):
