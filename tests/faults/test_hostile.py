@@ -4,6 +4,7 @@ ends within budget and projection, or says why not. At their true sizes: ``make 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,18 @@ _WHOLE = dict.fromkeys(STAGES, "ok")
 _STOPPED = {  # at which stage, and what it says
     "fat rows": ("extract", "budget", ["rows.parquet", "row group", "--memory"]),
     "2,000 columns": ("extract", "refused", ["page of each column", "--memory"]),
-    "zero rows": ("train", "error", ["no row", "check labels"]),
+    "zero rows": ("train", "error", ["there are no prepared rows to train on", "headrace run"]),
     "damaged row group": ("extract", "error", ["rows.parquet cannot be read", "row group", "move a damaged one away"]),
     "truncated": ("extract", "error", ["rows.parquet cannot be read", "move a damaged one away"]),
 }
 
 
-def _cells(name: str, directory: Path) -> dict[str, Cell]:
-    (directory / "rows").mkdir()
-    rows = TABLES[name].write(directory / "rows", 0.05)
-    write_labels(directory / "labels", rows)
-    return {cell.stage: cell for cell in run_cells(name, directory, memory="256MiB")}
+def _cells(name: str, directory: Path, *, memory: str = "256MiB") -> dict[str, Cell]:
+    if not (directory / "rows").exists():
+        (directory / "rows").mkdir()
+        rows = TABLES[name].write(directory / "rows", 0.05)
+        write_labels(directory / "labels", rows)
+    return {cell.stage: cell for cell in run_cells(name, directory, memory=memory)}
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if name not in _STOPPED])
@@ -47,3 +49,12 @@ def test_what_cannot_be_done_is_said_with_its_place_and_what_to_do(name: str, tm
     assert cells[stage].outcome == outcome
     for text in said:
         assert text in cells[stage].text
+
+
+def test_the_budget_that_is_named_for_a_row_of_200_mib_is_enough_to_put_it_in_quarantine(tmp_path: Path) -> None:
+    stopped = _cells("fat rows", tmp_path)["extract"]
+    named = re.search(r"--memory (\d+MiB)", stopped.text)
+    assert named is not None
+    done = _cells("fat rows", tmp_path, memory=named.group(1))["extract"]
+    assert done.outcome == "quarantine"
+    assert done.measured_bytes <= done.allowed_bytes

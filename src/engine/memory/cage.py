@@ -29,6 +29,8 @@ from engine.memory.sampler import SAMPLE_SECONDS, Sampler
 from engine.refs import MemoryFigures, Task, TaskResult, to_json
 from engine.units import format_bytes
 
+_COPIES_OF_A_VALUE = 3.5  # its page, what it is decoded into while that doubles, and the column it becomes
+_MOST_SUGGESTED = 4  # times the budget: a large column is mostly one of many rows
 _SAMPLE_EVENT_SECONDS = 0.2
 _STDERR_LINES = 30
 
@@ -130,6 +132,7 @@ class _Child:
         self._answer: dict[str, Any] | None = None
         self._buffer = b""
         self._place = ""  # what it was about to read
+        self._column_bytes = 0  # of the largest column there
         self._batch_rows = 0  # of the largest batch that went through
         self._batch_bytes = 0
         self._killed_from_outside = False  # by the kernel, though the group had room
@@ -251,7 +254,7 @@ class _Child:
             elif "checkpoint" in value:
                 self.checkpoint = value["checkpoint"]
             elif "place" in value:
-                self._place = value["place"]
+                self._place, self._column_bytes = value["place"], int(value["column_bytes"])
             elif "reserved" in value:
                 self._reserved = int(value["reserved"])
             else:
@@ -278,8 +281,11 @@ class _Child:
     def _exceeded(self, enforced_by: str) -> HeadraceError:
         allowed, task = self._budget.allowed_bytes, self._task
         where = f" while it read {self._place}" if self._place else ""
-        # What it would have taken nobody has seen: a half more, or what the plan had thought, rounded up.
-        needed = -(-max(self._projected, self._peak, allowed) * 3 // 2**21) * 2**20
+        # What it would have taken nobody has seen: a half more, or what the plan had thought, rounded up; more where
+        # the file says that one value may be so large.
+        least, most = max(self._projected, self._peak, allowed) * 3 // 2, _MOST_SUGGESTED * allowed
+        one_value = self._reserved + int(_COPIES_OF_A_VALUE * self._column_bytes)
+        needed = -(-max(least, min(one_value, most)) // 2**20) * 2**20
         return MemoryBudgetExceeded(
             f"{task.stage} {task.name} was stopped at its memory budget{where}: measured {format_bytes(self._peak)} "
             f"of {format_bytes(allowed)} allowed (enforced by {enforced_by})",

@@ -75,8 +75,8 @@ def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
     def keep(checkpoint: Mapping[str, Any]) -> None:
         _say(pipe, {"checkpoint": checkpoint})
 
-    def at(place: str) -> None:
-        _say(pipe, {"place": place})
+    def at(place: str, column_bytes: int) -> None:
+        _say(pipe, {"place": place, "column_bytes": column_bytes})
 
     resume = payload.get("resume")
     scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started, keep, at, resume)

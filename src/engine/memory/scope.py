@@ -24,7 +24,7 @@ class Scope:
     emit: events.Hook
     started: float  # time.monotonic()
     keep: Callable[[Mapping[str, Any]], None] = lambda checkpoint: None
-    say_place: Callable[[str], None] = lambda place: None
+    say_place: Callable[[str, int], None] = lambda place, column_bytes: None
     resume: Mapping[str, Any] | None = None  # the last checkpoint of a try that was stopped at its budget
 
     @property
@@ -36,9 +36,15 @@ class Scope:
         """Say from where another try of this task could go on: JSON, with the refs of what is written so far."""
         self.keep(value)
 
-    def at(self, place: str) -> None:
-        """Say what is about to be read, for the message of a task that is stopped there."""
-        self.say_place(place)
+    def at(self, place: str, *, column_bytes: int = 0) -> None:
+        """Say what is about to be read, for the message of a task that is stopped there.
+
+        Parameters
+        ----------
+        column_bytes
+            Decoded, of the largest column there, where that is known: one value may be most of it.
+        """
+        self.say_place(place, column_bytes)
 
     def progress(self, done: float, total: float, what: str) -> None:
         """Say how much is done."""

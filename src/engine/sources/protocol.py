@@ -110,6 +110,14 @@ class Ending:
     counts: Mapping[str, int] = field(default_factory=dict)  # for the report: files new, grown, changed, ...
 
 
+@dataclass(frozen=True)
+class Standing:
+    """Where a read stands."""
+
+    text: str  # for a person
+    column_bytes: int = 0  # decoded, of the largest column of the row group there; 0 where nothing says so
+
+
 class Source(Protocol):
     """Rows that arrive, open for reading; a context manager that connects at first use.
 
@@ -161,8 +169,8 @@ class Source(Protocol):
     def mark(self) -> Mapping[str, Any]:
         """Return where the running ``read`` stands after the batch that it has just yielded; for its own thread."""
 
-    def place(self) -> str:
-        """Return in words what the running ``read`` is about to read next, such as a file and a row of it."""
+    def place(self) -> Standing:
+        """Return what the running ``read`` is about to read next, such as a file and a row of it."""
 
     def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the bounds of what the running ``read`` of ``bounds`` yields after a mark.

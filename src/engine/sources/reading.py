@@ -127,10 +127,15 @@ def _marked(
     source: Source, bounds: Mapping[str, Any], *, schema: pa.Schema, scope: Scope
 ) -> Iterator[tuple[Batch, Mapping[str, Any]]]:
     """Yield batches with the mark behind each, and say what comes next: it may be what no budget holds."""
-    scope.at(source.place())
+    _say_place(source, scope)
     for batch in source.read(bounds, schema=schema, batch_bytes=scope.budget.batch_bytes):
-        scope.at(source.place())
+        _say_place(source, scope)
         yield batch, source.mark()
+
+
+def _say_place(source: Source, scope: Scope) -> None:
+    at = source.place()
+    scope.at(at.text, column_bytes=at.column_bytes)
 
 
 def _require_same(contract: Contract, found: Sequence[tuple[str, pa.Schema]]) -> None:

@@ -14,7 +14,7 @@ from engine.errors import SourceSchemaError
 from engine.sources.ahead import read_ahead
 from engine.sources.casting import cast_rows, reject
 from engine.sources.dialects import APART, Column, Dialect, Range, nearest, quote_table
-from engine.sources.protocol import Batch, Ending, Position, Rejected, Seen, Window
+from engine.sources.protocol import Batch, Ending, Position, Rejected, Seen, Standing, Window
 from engine.units import format_time, parse_time
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
@@ -104,14 +104,11 @@ class SQLSource:
         """Return the position of the last row, and how many came."""
         return {"after": None if self._position is None else self._position.to_json(), "rows": self._rows}
 
-    def place(self) -> str:
+    def place(self) -> Standing:
         """Return the position of the last row."""
         at = self._position
-        return (
-            f"table {self._table!r} from its first row on"
-            if at is None
-            else (f"table {self._table!r} behind cursor {at.cursor}, key {at.key}")
-        )
+        where = "from its first row on" if at is None else f"behind cursor {at.cursor}, key {at.key}"
+        return Standing(f"table {self._table!r} {where}")
 
     def rest(self, bounds: Mapping[str, Any], mark: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the range after the mark's row."""

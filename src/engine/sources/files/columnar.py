@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.partitions import partition_value
+from engine.sources.protocol import Standing
 
 _PROBE_ROWS = 1_024
 _MOST_ROWS = 131_072
@@ -40,14 +42,27 @@ def columnar_rows(place: Place, file: Found) -> int:
         raise place.unreadable(file, error) from None
 
 
-def row_group_ends(place: Place, file: Found) -> Sequence[int]:
-    """Return the number of the row behind each row group of a Parquet file, as its footer says."""
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a Parquet file, as its footer has it."""
+
+    end: int  # number of the row behind it
+    column_bytes: int  # of its largest column; repeated values count once
+
+
+def row_groups(place: Place, file: Found) -> Sequence[RowGroup]:
+    """Return the row groups of a Parquet file."""
     try:
         with place.open(file) as handle:
             metadata = pq.read_metadata(handle)
     except (pa.ArrowException, OSError) as error:
         raise place.unreadable(file, error) from None
-    return list(accumulate(metadata.row_group(at).num_rows for at in range(metadata.num_row_groups)))
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    ends = accumulate(group.num_rows for group in groups)
+    return [
+        RowGroup(end, max(group.column(at).total_uncompressed_size for at in range(group.num_columns)))
+        for end, group in zip(ends, groups, strict=True)
+    ]
 
 
 def read_columnar(
@@ -70,14 +85,16 @@ def read_columnar(
                     batch = batch.append_column(name, pa.repeat(partition_value(value), batch.num_rows))
                 yield batch, at
     except (pa.ArrowException, OSError) as error:
-        ends = row_group_ends(place, file) if format == "parquet" else ()
-        raise place.unreadable(file, error, where=f" {whereabouts(at, ends)}") from None
+        groups = row_groups(place, file) if format == "parquet" else ()
+        raise place.unreadable(file, error, where=f" {standing(at, groups).text}") from None
 
 
-def whereabouts(row: int, ends: Sequence[int]) -> str:
-    """Return what a person calls the rows from a number on, given the row behind each of their file's row groups."""
-    group = bisect_right(ends, row)
-    return f"from row {row:,} on" + (f" (row group {group})" if group < len(ends) else "")
+def standing(row: int, groups: Sequence[RowGroup]) -> Standing:
+    """Return where a read stands that goes on from a row, given the row groups of its file, if it has any."""
+    at = bisect_right([group.end for group in groups], row)
+    if at >= len(groups):
+        return Standing(f"from row {row:,} on")
+    return Standing(f"from row {row:,} on (row group {at})", groups[at].column_bytes)
 
 
 def _parquet(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:

@@ -22,11 +22,11 @@ from engine.errors import SourceError, SourceSchemaError
 from engine.sources.casting import cast_rows
 from engine.sources.dialects import nearest
 from engine.sources.files.changes import Change, Changes, additions, changes
-from engine.sources.files.columnar import columnar_rows, columnar_schema, read_columnar, row_group_ends, whereabouts
+from engine.sources.files.columnar import RowGroup, columnar_rows, columnar_schema, read_columnar, row_groups, standing
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.text_reader import ROW, TextReader
 from engine.sources.files.texts import NAMED, guessed
-from engine.sources.protocol import STAMP, Batch, Ending, Seen, SeenFile, Window
+from engine.sources.protocol import STAMP, Batch, Ending, Seen, SeenFile, Standing, Window
 from engine.spec import FILE, FILE_KEY, READ_AT, CsvSpec
 from engine.units import format_time
 
@@ -93,7 +93,7 @@ class FileSource:
         self._guessed: dict[str, pa.DataType] = {}
         self._progress = _Progress([], Counter())
         self._mark: Mapping[str, Any] = {}
-        self._at = "the first file"
+        self._at = Standing("the first file")
 
     def __enter__(self) -> Self:
         """Return itself; nothing stays open between calls."""
@@ -178,11 +178,11 @@ class FileSource:
                 continue
             rows, offset, whole, digest = int(entry["rows"]), start, True, str(entry["digest"])
             groups = self._row_groups(file)
-            self._at = _place(file, rows, groups)
+            self._at = _standing(file, rows, groups)
             parts = self._parts(file, start, rows, schema, batch_bytes, digest)
             for part, offset, records, digest in parts:
                 first, rows, left = rows, rows + records, left - records
-                self._at = _place(file, rows, groups)
+                self._at = _standing(file, rows, groups)
                 self._mark = {
                     "entry": at,
                     "resume": {"offset": offset, "rows": rows, "digest": digest},
@@ -220,7 +220,7 @@ class FileSource:
         """Return the file that is being read, and the offset behind the last batch."""
         return self._mark
 
-    def place(self) -> str:
+    def place(self) -> Standing:
         """Return the file that is being read, and the row that comes next; of Parquet also its row group."""
         return self._at
 
@@ -390,11 +390,11 @@ class FileSource:
         ]
         return Batch(cast, rejected)
 
-    def _row_groups(self, file: Found) -> Sequence[int]:
-        """Return the number of the row behind each group of a Parquet file that is not tiny."""
+    def _row_groups(self, file: Found) -> Sequence[RowGroup]:
+        """Return the row groups of a Parquet file that is not tiny."""
         if self._format(file) != "parquet" or file.size < _TINY_BYTES:
             return ()
-        return row_group_ends(self._place, file)
+        return row_groups(self._place, file)
 
     def _has_more(self, file: Found, offset: int) -> bool:
         """Return whether a file goes on behind an offset."""
@@ -405,8 +405,9 @@ class FileSource:
         return offset < file.size
 
 
-def _place(file: Found, row: int, groups: Sequence[int]) -> str:
-    return f"file {file.name} {whereabouts(row, groups)}"
+def _standing(file: Found, row: int, groups: Sequence[RowGroup]) -> Standing:
+    here = standing(row, groups)
+    return Standing(f"file {file.name} {here.text}", here.column_bytes)
 
 
 def _entry(change: Change) -> dict[str, Any]:
