@@ -6,7 +6,6 @@ time), its events built into segments, then searched. The window arithmetic is i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,11 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.batching import Table
-from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.errors import HeadraceError
-from engine.features.label_slices import label_chunks, label_window_keys
-from engine.features.row_slices import search_rows, time_of
-from engine.features.row_streams import STREAMED_GROUPS
+from engine.features.footprints import (
+    UNKNOWN_ROW_BYTES,
+    project_gather,
+    project_labels,
+    project_search,
+    project_sort,
+    project_stream,
+    raw_row_bytes,
+    rows_per_span,
+)
+from engine.features.label_slices import label_chunks
+from engine.features.row_slices import time_of
 from engine.features.spans import Increment, Span, plan_spans
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.memory.projection import Projection
@@ -29,20 +36,9 @@ from engine.spec import PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import microseconds
 
-_GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
-_SEARCH_COPIES = 6  # a batch, its transform, its composite keys, bounds and results
-_LABEL_COPIES = 6
-_UNRETURNED_BYTES = 12 * 2**20  # by Polars
-_SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
-_MOST_SPAN_ROWS = 500_000
-_SEGMENT_ROWS = 250_000
 _STREAMED_SPAN_ROWS = 2_000_000  # one chunk, and what a late row has written anew
 _STREAMED_SPANS = 32
-_STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
-_ROW_BYTES_COMMITS = 100
-_UNKNOWN_ROW_BYTES = 64.0
 _MOST_LABELS = 250_000  # of one commit
-_LABEL_BYTES = 64  # a label record in memory, before its window keys
 
 
 @dataclass(frozen=True)
@@ -177,18 +173,7 @@ def _label_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Pr
     task = Task(stage, f"{context.spec.feature_set}.labels.{plan.n}", "engine.features.label_slices:run", inputs)
     labels = label_chunks(context.workspace, plan.bounds)
     rows = sum(chunk.rows for chunk in labels) + int(plan.bounds["pending_rows"])
-    return task, _project_labels(context, rows)
-
-
-def _project_labels(context: StageContext, rows: int) -> Projection:
-    row_bytes = _LABEL_BYTES + 32 * len(label_window_keys(context.spec))
-    terms = {
-        "label records": rows * row_bytes * _LABEL_COPIES,
-        "batches in flight": 3 * context.budget.batch_bytes,
-        "window segments in hand": rows * 48,
-        "row group being written": 2 * ROW_GROUP_BYTES,
-    }
-    return Projection(stage="prepare.labels", reserved_bytes=context.learned.reserved_bytes("prepare"), terms=terms)
+    return task, project_labels(context, rows)
 
 
 def _finish_labels(
@@ -243,7 +228,7 @@ def _next_span(context: StageContext, state: _State, raw_n: int) -> dict[str, An
         spans = plan_spans(
             increments,
             live=[span for span, _ in live],
-            rows_per_span=_STREAMED_SPAN_ROWS if streams else _rows_per_span(context, row_bytes),
+            rows_per_span=_STREAMED_SPAN_ROWS if streams else rows_per_span(context, row_bytes),
             reach=_reach(context.spec),
         )
         todo = [[span.low, span.high, span.rows] for span in spans]
@@ -286,30 +271,7 @@ def _increments(context: StageContext, *, after_n: int, through_n: int) -> tuple
         hours = {int(hour): int(count) for hour, count in record["hours"].items()}
         increments.append(Increment(hours, int(record["event_minimum"]), int(record["event_maximum"])))
         rows, size = rows + int(record["rows"]), size + int(record["memory_bytes"])
-    return increments, size / rows if rows else _UNKNOWN_ROW_BYTES
-
-
-def _row_bytes(context: StageContext, *, through_n: int) -> float:
-    """Return the bytes of a raw row in memory, from the last commits that hold any: there may be ten thousand."""
-    rows = size = 0
-    for looked, n in enumerate(range(through_n, 0, -1)):
-        if looked >= _ROW_BYTES_COMMITS and rows:
-            break
-        record = context.workspace.journal.commit("extract:raw", n)
-        if record and record["rows"]:
-            rows, size = rows + int(record["rows"]), size + int(record["memory_bytes"])
-    return size / rows if rows else _UNKNOWN_ROW_BYTES
-
-
-def _rows_per_span(context: StageContext, row_bytes: float) -> int:
-    free = context.budget.allowed_bytes - context.learned.reserved_bytes("prepare")
-    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / _held_row_bytes(context, row_bytes))))
-
-
-def _held_row_bytes(context: StageContext, row_bytes: float) -> float:
-    """Return what gathering a span holds for each of its rows, of ``row_bytes`` in memory."""
-    table = context.spec.feature_set
-    return context.learned.row_bytes("prepare.gather", table, base=row_bytes, copies=_GATHER_COPIES)
+    return increments, size / rows if rows else UNKNOWN_ROW_BYTES
 
 
 # --- rows without windows -------------------------------------------------------------------------------------------
@@ -342,8 +304,8 @@ def _stream_bounds(
     again = [bool(replaced(low, high)) for low, high, _ in todo]
     count = next((i for i, one in enumerate(again) if one != again[0]), len(todo))
     spans = [list(span) for span in todo[: min(count, _STREAMED_SPANS)]]
-    row_bytes = _row_bytes(context, through_n=raw_n)
-    stream = _project_stream(context, sum(rows for _, _, rows in spans), row_bytes)
+    row_bytes = raw_row_bytes(context, through_n=raw_n)
+    stream = project_stream(context, sum(rows for _, _, rows in spans), row_bytes)
     return {
         "kind": "stream",
         "span": [spans[0][0], spans[-1][1]],
@@ -352,7 +314,7 @@ def _stream_bounds(
         "replaced": sorted({name for low, high, _ in spans for name in replaced(low, high)}),
         # A span that is prepared again has late rows or new versions.
         "in_order": not again[0] and stream.projected_bytes <= context.budget.allowed_bytes,
-        "piece_rows": _rows_per_span(context, row_bytes),
+        "piece_rows": rows_per_span(context, row_bytes),
         "row_bytes": row_bytes,
         "todo": [list(span) for span in todo[len(spans) :]],
     }
@@ -366,30 +328,15 @@ def _stream_tasks(
     if bounds["in_order"] and not done:
         task = Task(stage, f"{feature_set}.stream.{plan.n}", "engine.features.row_streams:run_stream", inputs)
         rows = sum(rows for _, _, rows in bounds["spans"])
-        return ((task, _project_stream(context, rows, float(bounds["row_bytes"]))),)
+        return ((task, project_stream(context, rows, float(bounds["row_bytes"]))),)
     left = done[0][0].outputs["left"] if bounds["in_order"] else bounds["spans"]
     if not left or len(done) == (2 if bounds["in_order"] else 1):
         return ()
     task = Task(
         stage, f"{feature_set}.sort.{plan.n}", "engine.features.row_streams:run_sort", {**inputs, "spans": left}
     )
-    row_bytes = _row_bytes(context, through_n=int(bounds["raw_n"]))
-    return ((task, _project_sort(context, int(bounds["piece_rows"]), row_bytes)),)
-
-
-def _project_stream(context: StageContext, rows: int, row_bytes: float) -> Projection:
-    terms = {
-        "row groups in flight": min(STREAMED_GROUPS * ROW_GROUP_BYTES, int(rows * row_bytes * _STREAM_COPIES)),
-        "streaming engine": 16 * 2**20,
-        "page of each column": (len(context.spec.features.names()) + 3) * 2**18,
-        "transform": 16 * 2**20,
-    }
-    return Projection(stage="prepare.stream", reserved_bytes=context.learned.reserved_bytes("prepare"), terms=terms)
-
-
-def _project_sort(context: StageContext, rows: int, row_bytes: float) -> Projection:
-    gather, search = _project_gather(context, rows, row_bytes), _project_search(context)
-    return dataclasses.replace(gather, stage="prepare.gather", terms={**search.terms, **gather.terms})
+    row_bytes = raw_row_bytes(context, through_n=int(bounds["raw_n"]))
+    return ((task, project_sort(context, int(bounds["piece_rows"]), row_bytes)),)
 
 
 def _finish_stream(
@@ -430,26 +377,8 @@ def _reach(spec: PipelineSpec) -> int:
 def _gather_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
     inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.gather.{plan.n}", "engine.features.row_slices:run_gather", inputs)
-    row_bytes = _row_bytes(context, through_n=int(plan.bounds["raw_n"]))
-    return task, _project_gather(context, int(plan.bounds["rows"]), row_bytes)
-
-
-def _project_gather(context: StageContext, rows: int, row_bytes: float) -> Projection:
-    terms = {
-        "span while it is sorted": int(rows * _held_row_bytes(context, row_bytes)),
-        "batches in flight": 2 * context.budget.batch_bytes,
-        "row group being read": ROW_GROUP_BYTES,
-        "freed, not yet given back": _UNRETURNED_BYTES,
-    }
-    return Projection(
-        stage="prepare.gather",
-        reserved_bytes=context.learned.reserved_bytes("prepare"),
-        terms=terms,
-        rows=rows,
-        row_term="span while it is sorted",
-        table=context.spec.feature_set,
-        base_row_bytes=row_bytes,
-    )
+    row_bytes = raw_row_bytes(context, through_n=int(plan.bounds["raw_n"]))
+    return task, project_gather(context, int(plan.bounds["rows"]), row_bytes)
 
 
 def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskResult) -> tuple[Task, Projection]:
@@ -463,33 +392,32 @@ def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskRe
         "segments": _segments_in_reach(context, plan, gathered.outputs["segments"]),
     }
     task = Task(stage, f"{context.spec.feature_set}.search.{plan.n}", "engine.features.row_slices:run_search", inputs)
-    return task, _project_search(context)
-
-
-def _project_search(context: StageContext) -> Projection:
-    features = len(context.spec.features.names())
-    terms = {
-        "batches in flight": context.budget.batch_bytes * _SEARCH_COPIES,
-        "batches of window results": search_rows(context.spec, context.budget.batch_bytes) * features * 8 * 3,
-        "row group being written": 2 * ROW_GROUP_BYTES,
-        "page of each column": (features + 3) * 2**18,
-        "transform": 16 * 2**20,
-    }
-    return Projection(stage="prepare.search", reserved_bytes=context.learned.reserved_bytes("prepare"), terms=terms)
+    return task, project_search(context)
 
 
 def forecast(context: StageContext) -> list[Forecast]:
-    """Return what joining a commit of labels, gathering a span and searching it take."""
+    """Return what joining a commit of labels takes, then gathering a span and searching it; without windows, streaming
+    rows, or sorting those that do not lie in order.
+    """
     raw = context.workspace.table("raw")
     known = raw.rows()
-    row_bytes = _row_bytes(context, through_n=raw.transaction("extract:raw"))
-    rows = min(_rows_per_span(context, row_bytes), known) if known else _rows_per_span(context, row_bytes)
-    labels = context.workspace.table("labels").rows()
-    label_rows = min(_MOST_LABELS, labels) if labels else _MOST_LABELS
+    row_bytes = raw_row_bytes(context, through_n=raw.transaction("extract:raw"))
+    most = rows_per_span(context, row_bytes)
+    rows = min(most, known) if known else most
+    label_records = context.workspace.table("labels").rows()
+    label_rows = min(_MOST_LABELS, label_records) if label_records else _MOST_LABELS
+    labels = Forecast(project_labels(context, label_rows), label_rows)
+    if context.spec.features.windows:
+        gather, search = project_gather(context, rows, row_bytes), project_search(context)
+        return [labels, Forecast(gather, rows), Forecast(search, rows)]
+    streamed = min(known or _STREAMED_SPAN_ROWS, _STREAMED_SPANS * _STREAMED_SPAN_ROWS)
+    stream = project_stream(context, streamed, row_bytes)
+    sort = Forecast(project_sort(context, rows, row_bytes), rows)
+    # Where streaming does not fit, all rows are sorted.
     return [
-        Forecast(_project_labels(context, label_rows), label_rows),
-        Forecast(_project_gather(context, rows, row_bytes), rows),
-        Forecast(_project_search(context), rows),
+        labels,
+        *([Forecast(stream, streamed)] if stream.projected_bytes <= context.budget.allowed_bytes else []),
+        sort,
     ]
 
 

@@ -16,6 +16,7 @@ from engine import events
 from engine.batching import ChunkWriter
 from engine.batching.tables import chunk_prefix
 from engine.errors import SpecError
+from engine.features import footprints
 from engine.layout import prepared_table
 from engine.stage import StageContext, run_stage
 from engine.stages import prepare
@@ -82,7 +83,7 @@ def test_rows_in_order_are_streamed_and_under_a_small_budget_sorted_to_the_same(
     assert all("-stream-" in chunk.name for chunk in _chunks(context))
     streamed = _rows(context)
     assert streamed.equals(_expected(context))
-    monkeypatch.setattr(prepare, "_STREAM_COPIES", 1_000)  # as if there were many rows more
+    monkeypatch.setattr(footprints, "_STREAM_COPIES", 1_000)  # as if there were many rows more
     small = _context(home / "other", memory=192 * 2**20)
     run_stage(PrepareStage(), small)
     assert all("-sort." in chunk.name for chunk in _chunks(small))

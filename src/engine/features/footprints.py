@@ -1,0 +1,128 @@
+"""What preparing holds: the projections of its tasks, and how many rows of a span a budget takes. Pure arithmetic over
+figures of the workspace.
+
+Which slices there are is planned by ``stages/prepare.py``; the tasks are in ``label_slices.py``, ``row_slices.py`` and
+``row_streams.py``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.features.label_slices import label_window_keys
+from engine.features.row_slices import search_rows
+from engine.features.row_streams import STREAMED_GROUPS
+from engine.features.windows import window_bytes_per_row
+from engine.memory.projection import Projection
+from engine.stage import StageContext
+
+UNKNOWN_ROW_BYTES = 64.0
+"""Of a raw row, before any was extracted."""
+
+_GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
+_SEARCH_COPIES = 6  # a batch, its transform, its composite keys, bounds and results
+_STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
+_LABEL_COPIES = 6
+_LABEL_BYTES = 64  # a label record in memory, before its window keys
+_WINDOW_KEY_BYTES = 32  # of a label record, each
+_SEGMENT_ROW_BYTES = 48  # of label events while their segments are built
+_UNRETURNED_BYTES = 12 * 2**20  # freed by Polars and not given back yet
+_ENGINE_BYTES = 16 * 2**20  # of Polars' streaming engine
+_TRANSFORM_BYTES = 16 * 2**20
+_PAGE_BYTES = 2**18  # of each column
+_SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
+_MOST_SPAN_ROWS = 500_000
+_ROW_BYTES_COMMITS = 100
+
+
+def raw_row_bytes(context: StageContext, *, through_n: int) -> float:
+    """Return the bytes of a raw row in memory, from the last commits that hold any: there may be ten thousand."""
+    rows = size = 0
+    for looked, n in enumerate(range(through_n, 0, -1)):
+        if looked >= _ROW_BYTES_COMMITS and rows:
+            break
+        record = context.workspace.journal.commit("extract:raw", n)
+        if record and record["rows"]:
+            rows, size = rows + int(record["rows"]), size + int(record["memory_bytes"])
+    return size / rows if rows else UNKNOWN_ROW_BYTES
+
+
+def rows_per_span(context: StageContext, row_bytes: float) -> int:
+    """Return how many rows, of ``row_bytes`` in memory each, a span may hold while it is gathered."""
+    free = context.budget.allowed_bytes - _reserved(context)
+    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / _held_row_bytes(context, row_bytes))))
+
+
+def project_labels(context: StageContext, rows: int) -> Projection:
+    """Return what joining a commit of so many label records takes."""
+    row_bytes = _LABEL_BYTES + _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
+    terms = {
+        "label records": rows * row_bytes * _LABEL_COPIES,
+        "batches in flight": 3 * context.budget.batch_bytes,
+        "window segments in hand": rows * _SEGMENT_ROW_BYTES,
+        "row group being written": 2 * ROW_GROUP_BYTES,
+    }
+    return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms)
+
+
+def project_gather(context: StageContext, rows: int, row_bytes: float) -> Projection:
+    """Return what gathering a span of so many rows takes."""
+    terms = {
+        "span while it is sorted": int(rows * _held_row_bytes(context, row_bytes)),
+        "batches in flight": 2 * context.budget.batch_bytes,
+        "row group being read": ROW_GROUP_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
+    }
+    return Projection(
+        stage="prepare.gather",
+        reserved_bytes=_reserved(context),
+        terms=terms,
+        rows=rows,
+        row_term="span while it is sorted",
+        table=context.spec.feature_set,
+        base_row_bytes=row_bytes,
+    )
+
+
+def project_search(context: StageContext) -> Projection:
+    """Return what transforming a span and searching its windows takes."""
+    features = context.spec.features
+    columns, windows = len(features.names()), [window_bytes_per_row(window) for window in features.windows]
+    result_bytes = 8 * columns + max(windows, default=0)
+    terms = {
+        "batches in flight": context.budget.batch_bytes * _SEARCH_COPIES,
+        "batches of window results": search_rows(context.spec, context.budget.batch_bytes) * result_bytes,
+        "row group being written": 2 * ROW_GROUP_BYTES,
+        "page of each column": (columns + 3) * _PAGE_BYTES,
+        "transform": _TRANSFORM_BYTES,
+    }
+    return Projection(stage="prepare.search", reserved_bytes=_reserved(context), terms=terms)
+
+
+def project_stream(context: StageContext, rows: int, row_bytes: float) -> Projection:
+    """Return what streaming so many rows takes that lie in order."""
+    terms = {
+        "row groups in flight": min(STREAMED_GROUPS * ROW_GROUP_BYTES, int(rows * row_bytes * _STREAM_COPIES)),
+        "streaming engine": _ENGINE_BYTES,
+        "page of each column": (len(context.spec.features.names()) + 3) * _PAGE_BYTES,
+        "transform": _TRANSFORM_BYTES,
+    }
+    return Projection(stage="prepare.stream", reserved_bytes=_reserved(context), terms=terms)
+
+
+def project_sort(context: StageContext, rows: int, row_bytes: float) -> Projection:
+    """Return what sorting a piece of so many rows takes that do not lie in order, and writing them."""
+    gather, search = project_gather(context, rows, row_bytes), project_search(context)
+    # The batches of both do not live at once; those of the search are more.
+    return dataclasses.replace(gather, terms={**gather.terms, **search.terms})
+
+
+def _held_row_bytes(context: StageContext, row_bytes: float) -> float:
+    """Return what gathering a span holds for each of its rows, of ``row_bytes`` in memory."""
+    table = context.spec.feature_set
+    return context.learned.row_bytes("prepare.gather", table, base=row_bytes, copies=_GATHER_COPIES)
+
+
+def _reserved(context: StageContext) -> int:
+    return context.learned.reserved_bytes("prepare")

@@ -1,0 +1,145 @@
+"""Each stage's projection with distinct primes for its parts: one that is left out, or counted twice, shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.features import footprints, labelled
+from engine.features.encoders import COUNTED_CATEGORY_BYTES
+from engine.learning.learners import learner
+from engine.memory.budget import Budget
+from engine.memory.projection import Projection
+from engine.sources import settling
+from engine.sources.reading import COPIES
+from engine.stage import StageContext
+from engine.stages import compact, extract, monitor, score, train, validate
+from tests.shop import Shop
+
+MIB = 2**20
+BATCH, RESERVED, ROWS, ROW_BYTES, MODEL = 65_537, 104_729, 7_919, 31.0, 1_299_709
+GROUP = ROW_GROUP_BYTES
+LABELLED = 6 * BATCH + 100_000 * 400 + GROUP + 16 * MIB
+FEATURES = {
+    "numeric": ["amount"],
+    "categorical": ["town", "method"],
+    "windows": [
+        {"keys": ["customer"], "over": "events", "lengths": ["1d", "7d"], "statistics": ["count"]},
+        {"keys": ["town"], "over": "labels", "lengths": ["7d"], "statistics": ["count", "rate"]},
+    ],
+}
+COLUMNS = 1 + 2 + 2 + 2
+SEARCHED = BATCH // (8 * (COLUMNS + 8))
+WINDOW = 160 + 1 * (40 + 24) + 18 * 2 + 24 * 16  # of the one that takes most
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext:
+    spec = Shop(tmp_path).spec
+    spec = spec.model_validate({**spec.model_dump(mode="json"), "features": FEATURES})
+    made = StageContext.of(spec, directory=tmp_path)
+    made.workspace.prepare()
+    for stage in (
+        "compact",
+        "extract",
+        "extract.settle",
+        "prepare",
+        "train.cache",
+        "train.fit",
+        "validate",
+        "score",
+        "monitor",
+    ):
+        made.learned.save_reserved(stage, RESERVED)
+    return dataclasses.replace(made, budget=Budget(512 * MIB, batch_bytes=BATCH))
+
+
+def _without(spec: StageContext, **features: Any) -> StageContext:
+    value = {**spec.spec.model_dump(mode="json"), "features": features}
+    return dataclasses.replace(spec, spec=spec.spec.model_validate(value))
+
+
+def _check(projection: Projection, expected: int) -> None:
+    assert projection.projected_bytes == RESERVED + expected
+    assert all(size > 0 for size in projection.terms.values()), projection.terms
+
+
+def test_extract(context: StageContext) -> None:
+    _check(extract._project(RESERVED, BATCH, 13), BATCH * COPIES + 2 * GROUP + 13 * MIB // 4 + 24 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("rows", "joins"),
+    [(7, 40 * MIB), (1_000_003, 24 * MIB + 160 * 1_000_003), (10**8, (512 * MIB - RESERVED) // 2)],
+)
+def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, rows: int, joins: int) -> None:
+    _check(extract._project_settling(context, rows=rows), joins + 2 * BATCH + 2 * GROUP)
+    assert settling.join_bytes(rows, free_bytes=512 * MIB - RESERVED) == joins
+
+
+def test_joining_labels(context: StageContext) -> None:
+    expected = ROWS * (64 + 32) * 6 + 3 * BATCH + ROWS * 48 + 2 * GROUP
+    _check(footprints.project_labels(context, ROWS), expected)
+
+
+def _gather(rows: int) -> int:
+    return rows * 3 * int(ROW_BYTES) + 2 * BATCH + GROUP + 12 * MIB
+
+
+def _search(*, batches: int) -> int:
+    return batches * BATCH + SEARCHED * (8 * COLUMNS + WINDOW) + 2 * GROUP + (COLUMNS + 3) * MIB // 4 + 16 * MIB
+
+
+def test_gathering_and_searching_a_span(context: StageContext) -> None:
+    _check(footprints.project_gather(context, ROWS, ROW_BYTES), _gather(ROWS))
+    _check(footprints.project_search(context), _search(batches=6))
+
+
+def test_sorting_a_piece_holds_its_rows_while_it_writes_them(context: StageContext) -> None:
+    found = footprints.project_sort(context, ROWS, ROW_BYTES)
+    _check(found, _gather(ROWS) - 2 * BATCH + _search(batches=6))
+    assert (found.rows, found.row_bytes) == (ROWS, 3 * ROW_BYTES)
+
+
+@pytest.mark.parametrize("rows", [ROWS, 10**8])
+def test_streaming_holds_its_rows_or_what_is_in_flight(context: StageContext, rows: int) -> None:
+    plain = _without(context, numeric=["amount"])
+    flight = min(38 * GROUP, rows * int(ROW_BYTES) * 3)
+    _check(footprints.project_stream(plain, rows, ROW_BYTES), flight + 32 * MIB + 4 * MIB // 4)
+
+
+def test_reading_labelled_rows() -> None:
+    assert sum(labelled.labelled_terms(BATCH).values()) == LABELLED
+
+
+def test_training(context: StageContext) -> None:
+    _check(train._project_cache(context), LABELLED + COLUMNS * MIB + 2 * COUNTED_CATEGORY_BYTES)
+    mine = learner(context.spec.learner.kind)
+    terms = mine.project(ROWS, features=COLUMNS, parameters=context.spec.learner.parameters)
+    fit = train._project_fit(context, ROWS)
+    _check(fit, sum(terms.values()) + 6 * BATCH + 100_000 * 120)
+    assert (fit.rows, fit.row_term) == (ROWS, "rows")
+
+
+@pytest.mark.parametrize("rows", [ROWS, 10_000_019])
+def test_validation_takes_the_larger_of_reading_and_the_bootstrap(context: StageContext, rows: int) -> None:
+    found = validate._project(context, rows, models_bytes=MODEL)
+    assert found.projected_bytes == RESERVED + MODEL + rows * 25 + max(LABELLED, rows * 60)
+
+
+def test_scoring(context: StageContext) -> None:
+    expected = 4 * BATCH + ROWS * 24 + MODEL + 2 * GROUP + (COLUMNS + 3) * MIB // 8
+    _check(score._project(context, ROWS, model_bytes=MODEL), expected)
+
+
+def test_monitoring(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "_positives", lambda context, since: ROWS)
+    _check(monitor._projection(context, since=None), LABELLED + 8 * MIB + ROWS * 64)
+
+
+def test_compacting(context: StageContext) -> None:
+    _check(compact._project(context, columns=13), 3 * BATCH + 2 * GROUP + 13 * MIB // 4)
