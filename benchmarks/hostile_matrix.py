@@ -1,5 +1,7 @@
 """Each stage on each hostile table under three budgets: within, refused, or a typed error; written to docs/memory.md.
 
+All of it takes hours: what was run of it before stays in the table, until the same cell is run again.
+
 ``python -m benchmarks.hostile_matrix [--scale S] [--table NAME] [--memory 256MiB] [--seconds 1200]``
 """
 
@@ -14,9 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.hostile import SPAN, START, TABLES, pipeline, write_labels
 from benchmarks.results import Contender, write_results
@@ -101,7 +104,6 @@ def main() -> None:
                 for cell in cells:
                     print(f"{name} | {memory} | {cell.stage}: {cell.shown()} {cell.text[:240]}", flush=True)
                 shutil.rmtree(directory / "workspace", ignore_errors=True)
-    whole = given.table is None and given.memory is None
     contenders = {
         f"{name} {memory} {cell.stage}": Contender(
             cell.seconds,
@@ -114,9 +116,8 @@ def main() -> None:
         for memory, cells in budgets.items()
         for cell in cells
     }
-    print(f"wrote {write_results('hostile_matrix' if whole else 'hostile_matrix-part', contenders)}")
-    if whole:
-        _document(found, scale=given.scale)
+    print(f"wrote {write_results('hostile_matrix-last', contenders)}")
+    _document(_merged(found, scale=given.scale))
     bad = [
         (f"{name} {memory} {cell.stage}: {cell.broken(name)} {cell.text}")
         for name, budgets in found.items()
@@ -199,24 +200,36 @@ def _kind(error: HeadraceError) -> str:
     return "crash" if isinstance(error, TaskCrashed) else "error"
 
 
-def _document(found: dict[str, dict[str, list[Cell]]], *, scale: float) -> None:
-    path = Path(__file__).parents[1] / "docs" / "memory.md"
-    lines = ["", f"| table (scale {scale:g}) | budget | " + " | ".join(STAGES) + " |", "|---" * (len(STAGES) + 2) + "|"]
+def _merged(found: dict[str, dict[str, list[Cell]]], *, scale: float) -> dict[str, Any]:
+    """Return all cells that were ever run, each in its newest version, after keeping these."""
+    path = Path(__file__).parent / "results" / "hostile_matrix.json"
+    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for name, budgets in found.items():
-        for memory, cells in budgets.items():
+        kept = known.get(name, {})
+        before = kept.get("budgets", {}) if kept.get("scale") == scale else {}
+        cells = {memory: [asdict(cell) for cell in of_budget] for memory, of_budget in budgets.items()}
+        known[name] = {"scale": scale, "budgets": {**before, **cells}}
+    path.write_text(json.dumps(known, indent=2) + "\n")
+    return known
+
+
+def _document(tables: dict[str, Any]) -> None:
+    """Write the table of all cells into docs/memory.md, with the reasons of those that ended early below it."""
+    path = Path(__file__).parents[1] / "docs" / "memory.md"
+    lines = ["", "| table | budget | " + " | ".join(STAGES) + " |", "|---" * (len(STAGES) + 2) + "|"]
+    reasons: dict[str, None] = {}
+    for name in [name for name in TABLES if name in tables]:
+        scale = tables[name]["scale"]
+        title = name if scale == 1.0 else f"{name} (at {scale:g} of its size)"
+        for memory in [memory for memory in BUDGETS if memory in tables[name]["budgets"]]:
+            cells = [Cell(**cell) for cell in tables[name]["budgets"][memory]]
             by_stage = {cell.stage: cell.shown() for cell in cells}
             shown = (by_stage.get(stage, "not reached") for stage in STAGES)
-            lines.append(f"| {name} | {memory} | " + " | ".join(shown) + " |")
-    reasons = dict.fromkeys(
-        f"- {name}, {memory}, {cell.stage}: {cell.text.splitlines()[0]}"
-        for name, budgets in found.items()
-        for memory, cells in budgets.items()
-        for cell in cells
-        if cell.text
-    )
+            lines.append(f"| {title} | {memory} | " + " | ".join(shown) + " |")
+            said = [f"- {name}, {memory}, {cell.stage}: {cell.text.splitlines()[0]}" for cell in cells if cell.text]
+            reasons |= dict.fromkeys(said)
     lines += ["", *reasons]
-    text = path.read_text()
-    before, rest = text.split(_BEGIN)
+    before, rest = path.read_text().split(_BEGIN)
     _, after = rest.split(_END)
     path.write_text(before + _BEGIN + "\n".join(lines) + "\n\n" + _END + after)
     print(f"wrote {path.name}")
