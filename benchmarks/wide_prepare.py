@@ -310,7 +310,8 @@ def _median(several: list[Contender]) -> Contender:
     ordered = sorted(several, key=lambda one: one.seconds)
     middle = ordered[(len(ordered) - 1) // 2]
     seconds = statistics.median(one.seconds for one in several)
-    figures = {**middle.figures, "all_seconds": [one.seconds for one in several]}
+    cpu = round(statistics.median(one.figures["cpu_seconds"] for one in several), 2)
+    figures = {**middle.figures, "cpu_seconds": cpu, "all_seconds": [one.seconds for one in several]}
     return Contender(round(seconds, 2), max(one.peak_bytes for one in several), "ok", middle.rows, figures)
 
 
@@ -319,6 +320,7 @@ def _compared(contenders: dict[str, Contender]) -> dict[str, Contender]:
     figures = {
         **own.figures,
         "seconds_to_polars_sink": round(own.seconds / peer.seconds, 3),
+        "cpu_to_polars_sink": round(own.figures["cpu_seconds"] / peer.figures["cpu_seconds"], 3),
         "peak_to_polars_sink": round(own.peak_bytes / peer.peak_bytes, 3),
     }
     return contenders | {"headrace": Contender(own.seconds, own.peak_bytes, own.outcome, own.rows, figures)}
