@@ -155,19 +155,25 @@ class WindowSpec(_Section):
     over: Literal["events", "labels"]
     keys: tuple[str, ...] = Field(min_length=1)
     lengths: tuple[Duration, ...] = Field(min_length=1)
-    statistics: tuple[Literal["count", "sum", "mean", "std", "rate", "since"], ...] = Field(min_length=1)
+    statistics: tuple[Literal["count", "sum", "mean", "std", "rate", "since", "ratio"], ...] = Field(min_length=1)
     column: str | None = Field(None, description="the measured column; not for labels, nor for count and since")
     gap: Duration | None = Field(None, description="default: features.gap")
+    null_keys: Literal["own", "exclude"] = Field(
+        "own", description="rows without a key see one another (own), or see nothing (exclude)"
+    )
+    same_instant: bool = Field(False, description="with gap 0: the row itself and others at its instant count, too")
 
     @model_validator(mode="after")
     def _measure_fits(self) -> Self:
-        measured = {"sum", "mean", "std"} & set(self.statistics)
+        measured = {"sum", "mean", "std", "ratio"} & set(self.statistics)
         if self.over == "events" and "rate" in self.statistics and self.column is None:
             raise ValueError("a rate of events needs a boolean column")
         if self.over == "events" and measured and self.column is None:
             raise ValueError(f"{', '.join(sorted(measured))} of events need a column")
         if self.over == "labels" and self.column is not None:
             raise ValueError("a window over labels measures the label; leave column out")
+        if self.over == "labels" and "ratio" in self.statistics:
+            raise ValueError("a ratio is of the row's own value, and its label is not known yet; use rate")
         if any(length <= timedelta(0) for length in self.lengths):
             raise ValueError("a window's length is longer than 0")
         return self
@@ -348,7 +354,8 @@ class PipelineSpec(_Section):
         """The hash that names what ``prepared`` holds: features, event time, labels' delay, baseline."""
         return content_hash(
             {
-                "features": self.features.model_dump(mode="json"),
+                # A choice at its default says nothing, so that a version which adds one prepares nothing anew.
+                "features": self.features.model_dump(mode="json", exclude_defaults=True),
                 "event_time": self.event_time,
                 "delay": format_duration(self.labels.delay),
                 "after": self.after_columns,

@@ -1,7 +1,7 @@
 """Windows: statistics of the earlier rows, or labels, of a row's key, from binary searches and differences of sums.
 
 A window spans ``(t - gap - length, t - gap]``; with gap 0 ``(t - length, t)``, so that rows at the same instant do not
-see one another. Building segments is in ``segments.py``; precision is the matter of ``prefix_sums.py``.
+see one another unless that is asked for. Building segments is in ``segments.py``; precision in ``prefix_sums.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine.units import microseconds, parse_time
 LABEL_MEASURE = "value"
 """The measured column of label events."""
 
-_MEASURED = {"sum", "mean", "std", "rate"}
+_MEASURED = {"sum", "mean", "std", "rate", "ratio"}
 _LONGEST = 2**61  # microseconds; a longer window is as long as all time
 _NEVER = np.iinfo(np.int64).min
 
@@ -99,7 +99,7 @@ class WindowReader:
         Parameters
         ----------
         rows
-            With the columns ``keys`` and ``time``.
+            With the columns ``keys`` and ``time``, and for a ratio the window's column.
         keys, time
             Columns of ``rows``; the keys in the order of the segments' own.
         window, gap
@@ -112,6 +112,7 @@ class WindowReader:
             sum float64: rounded once from the exact sum of the present values; 0 where there are none.
             mean, rate float64: of the present values; null where there are none.
             std float64: of the sample (n - 1); null with fewer than two present values.
+            ratio float64: the row's own value over the mean; null where either is, and where the mean is 0.
             since float64: seconds from the last row in the longest window to the row's time; null where there is none.
             NaN in a window makes its sum, mean and std NaN; an infinity makes sum and mean infinite and std NaN.
             Floats beyond 2**970 count as infinite; those beyond 2**485 make std NaN.
@@ -129,7 +130,8 @@ class WindowReader:
         lengths = sorted(set(window.lengths))
         near = stamps - min(microseconds(gap), _LONGEST)
         spans = {length: min(microseconds(length), _LONGEST) for length in lengths}
-        found = self._overlapping(near, spans[lengths[-1]], keys=tuple(keys), closed=gap > timedelta(0))
+        closed = gap > timedelta(0) or window.same_instant
+        found = self._overlapping(near, spans[lengths[-1]], keys=tuple(keys), closed=closed)
         counts = {length: np.zeros(len(stamps), dtype=np.int64) for length in lengths}
         last = np.full(len(stamps), _NEVER, dtype=np.int64)
         measure = measure_of(window)
@@ -139,14 +141,17 @@ class WindowReader:
             squares = "std" in window.statistics
             totals = {length: Totals(len(stamps), layouts=layouts, squares=squares) for length in lengths}
         wanted = batch_keys(rows, keys)
+        unseeing = _without_key(rows, keys) if window.null_keys == "exclude" else None
         for segment in found:
             index = segment.find(wanted)[wanted.inverse]
+            if unseeing is not None:
+                index[unseeing] = -1
             far = near - spans[lengths[-1]]
             at = np.flatnonzero((index >= 0) & (near >= segment.ref.time_min) & (far < segment.ref.time_max))
             if not len(at):
                 continue
             key = index[at]
-            high = segment.position(key, near[at], side="right" if gap > timedelta(0) else "left")
+            high = segment.position(key, near[at], side="right" if closed else "left")
             for length in lengths:
                 low = segment.position(key, near[at] - spans[length], side="right")
                 some = high > low
@@ -156,13 +161,14 @@ class WindowReader:
                     totals[length].add(segment.layouts[measure], segment.arrays[measure], ranges)
                 if length == lengths[-1] and "since" in window.statistics:
                     last[ranges.at] = np.maximum(last[ranges.at], segment.time_at(ranges.high - 1))
+        own = _own_values(rows, window) if "ratio" in window.statistics else None
         return {
-            name: _result(statistic, count=counts[length], total=totals.get(length), since=(stamps, last))
+            name: _result(statistic, count=counts[length], total=totals.get(length), since=(stamps, last), own=own)
             for length, statistic, name in window.names()
         }
 
     def lookup(
-        self, keys: Mapping[str, Any], time: datetime, *, window: WindowSpec, gap: timedelta
+        self, keys: Mapping[str, Any], time: datetime, *, window: WindowSpec, gap: timedelta, value: Any = None
     ) -> dict[str, float | int | None]:
         """Return a window's features of one row, to the bit as ``compute`` does.
 
@@ -172,12 +178,17 @@ class WindowReader:
             Value by column, in the order of the segments' keys.
         time
             The row's; without a zone it is taken as UTC.
+        value
+            The row's own in the window's column, for a ratio.
         """
         names = tuple(keys)
         rows = key_table(keys)
         stamp = pa.array([parse_time(time)], pa.timestamp("us", tz="UTC"))
         column = "time" if "time" not in names else "".join(names) + "_time"
-        found = self.compute(rows.append_column(column, stamp), keys=names, time=column, window=window, gap=gap)
+        rows = rows.append_column(column, stamp)
+        if "ratio" in window.statistics and window.column is not None and window.column not in names:
+            rows = rows.append_column(window.column, pa.array([value]))
+        found = self.compute(rows, keys=names, time=column, window=window, gap=gap)
         return {name: values[0].as_py() for name, values in found.items()}
 
     def _overlapping(
@@ -212,6 +223,7 @@ def _result(
     count: npt.NDArray[np.int64],
     total: Totals | None,
     since: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    own: pa.Array | None,
 ) -> pa.Array:
     if statistic == "count":
         return pa.array(count)
@@ -225,4 +237,29 @@ def _result(
         return pa.array(total.sum())
     if statistic == "std":
         return pa.array(total.std(), mask=~total.defined(2))
-    return pa.array(total.mean(), mask=~total.defined(1))
+    mean = total.mean()
+    if statistic != "ratio":
+        return pa.array(mean, mask=~total.defined(1))
+    if own is None:
+        raise ValueError("a ratio needs the rows' own values")
+    defined = total.defined(1) & (mean != 0.0) & own.is_valid().to_numpy(zero_copy_only=False)
+    values = own.fill_null(0.0).to_numpy(zero_copy_only=False)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity over infinity is NaN, as elsewhere
+        return pa.array(np.divide(values, mean, out=np.zeros(len(mean)), where=defined), mask=~defined)
+
+
+def _own_values(rows: pa.Table, window: WindowSpec) -> pa.Array:
+    """Return the rows' own values of the window's column, float64."""
+    column = rows.column(window.column)
+    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
+    return array.cast(pa.float64(), safe=False)  # an integer beyond 2**53 is rounded
+
+
+def _without_key(rows: pa.Table, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return which rows lack a value in a column of the key, (rows,)."""
+    out = np.zeros(rows.num_rows, dtype=bool)
+    for name in keys:
+        out |= rows.column(name).is_null().to_numpy()
+    return out
