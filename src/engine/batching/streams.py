@@ -6,7 +6,7 @@ Whole files or row groups are never held; a damaged chunk is a typed error that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -108,9 +108,7 @@ def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime
 def largest_row_bytes(path: Path, columns: Sequence[str]) -> float:
     """Return what a row of a chunk takes in memory in the row group where rows are largest, 0 without rows."""
     with pq.ParquetFile(path) as file:
-        held = _held_bytes(file)
-        sizes = [_bytes_per_row(file, group, columns, held) for group in range(file.num_row_groups)]
-    return max(sizes, default=0.0)
+        return max(_row_sizes(file, columns), default=0.0)
 
 
 def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
@@ -120,11 +118,11 @@ def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
 
 def _runs(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[list[int], float]]:
     """Yield row groups that follow one another and have rows of about one size, with that size: bytes in memory."""
-    held = _held_bytes(file)
+    sizes = _row_sizes(file, columns)
     run: list[int] = []
     least = most = 0.0
     for group in groups:
-        size = _bytes_per_row(file, group, columns, held)
+        size = sizes[group]
         if run and max(most, size) > _ALIKE * min(least, size):
             yield run, most
             run = []
@@ -134,28 +132,25 @@ def _runs(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -
         yield run, most
 
 
-def _held_bytes(file: pq.ParquetFile) -> Mapping[str, Sequence[int]]:
-    found = (file.metadata.metadata or {}).get(HELD_BYTES.encode())
-    return json.loads(found) if found else {}
-
-
-def _bytes_per_row(
-    file: pq.ParquetFile, group: int, columns: Sequence[str], held: Mapping[str, Sequence[int]]
-) -> float:
-    metadata = file.metadata.row_group(group)
-    if not metadata.num_rows:
-        return _DEFAULT_BYTES_PER_ROW
-    total, unknown = 0.0, False
-    for name in columns:
-        width = fixed_width(file.schema_arrow.field(name).type)
-        if width is not None:
-            total += width
-        elif name in held:
-            total += held[name][group] / metadata.num_rows
+def _row_sizes(file: pq.ParquetFile, columns: Sequence[str]) -> list[float]:
+    """Return, by row group, what a row of some columns takes in memory on average."""
+    schema, metadata = file.schema_arrow, file.metadata
+    said = (metadata.metadata or {}).get(HELD_BYTES.encode())
+    held: dict[str, Sequence[int]] = json.loads(said) if said else {}
+    widths = {name: fixed_width(schema.field(name).type) for name in columns}
+    fixed = sum(width for width in widths.values() if width is not None)
+    varying = [name for name, width in widths.items() if width is None]
+    unknown = any(name not in held for name in varying)
+    sizes = []
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        if not rows:
+            sizes.append(_DEFAULT_BYTES_PER_ROW)
+        elif unknown:  # of a chunk that Polars wrote only the bound is known that its row groups were cut by
+            sizes.append(max(fixed, ROW_GROUP_BYTES / rows))
         else:
-            unknown = True
-    # Of a chunk that Polars wrote only the bound is known that its row groups were cut by.
-    return max(total, ROW_GROUP_BYTES / metadata.num_rows) if unknown else total
+            sizes.append(fixed + sum(held[name][group] for name in varying) / rows)
+    return sizes
 
 
 def _within(batch: pa.RecordBatch, column: str, low: datetime | None, high: datetime | None) -> pa.RecordBatch:
