@@ -5,7 +5,7 @@ Both run in the cage. Which spans there are is planned by ``stages/prepare.py``,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,7 +164,7 @@ def run_search(task: Task, scope: Scope) -> TaskResult:
     rows_in = batches = 0
     with pa.memory_map(str(workspace.root / task.inputs["slice"]), "rb") as source, pa.ipc.open_file(source) as reader:
         total = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-        for group in _grouped(reader, rows=search_rows(spec, scope.governor.batch_bytes())):
+        for group in _grouped(reader, spec, batch_bytes=scope.governor.batch_bytes):
             scope.governor.wait()
             out = prepared_rows(transform(group), spec, readers)
             if writer is None:
@@ -188,23 +188,25 @@ def run_search(task: Task, scope: Scope) -> TaskResult:
     )
 
 
-def search_rows(spec: PipelineSpec, batch_bytes: int) -> int:
-    """Return how many rows of a span are searched at once."""
-    return rows_for(batch_bytes, bytes_per_row=8.0 * (len(spec.features.names()) + 8))
+def search_rows(spec: PipelineSpec, batch_bytes: int, *, row_bytes: float = 0.0) -> int:
+    """Return how many rows of a span, of ``row_bytes`` as they lie in it, are searched at once."""
+    return rows_for(batch_bytes, bytes_per_row=max(row_bytes, 8.0 * (len(spec.features.names()) + 8)))
 
 
-def _grouped(reader: pa.ipc.RecordBatchFileReader, *, rows: int) -> Iterator[pa.Table]:
+def _grouped(
+    reader: pa.ipc.RecordBatchFileReader, spec: PipelineSpec, *, batch_bytes: Callable[[], int]
+) -> Iterator[pa.Table]:
+    """Yield the rows of a span by so many as are searched at once: parts of its batches, or several small ones."""
     held: list[pa.RecordBatch] = []
-    parts = (
-        batch.slice(start, rows)
-        for batch in map(reader.get_batch, range(reader.num_record_batches))
-        for start in range(0, batch.num_rows, rows)
-    )
-    for batch in parts:
-        if held and sum(b.num_rows for b in held) + batch.num_rows > rows:
-            yield pa.Table.from_batches(held)
-            held = []
-        held.append(batch)
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        rows = search_rows(spec, batch_bytes(), row_bytes=batch.nbytes / max(1, batch.num_rows))
+        for start in range(0, batch.num_rows, rows):
+            part = batch.slice(start, rows)
+            if held and sum(one.num_rows for one in held) + part.num_rows > rows:
+                yield pa.Table.from_batches(held)
+                held = []
+            held.append(part)
     if held:
         yield pa.Table.from_batches(held)
 

@@ -108,7 +108,8 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
             rows = newest_rows(mine, schema, spec, span=(time_of(start), time_of(end)), scope=scope)
             rows_in += rows.rows_in
             writer: ChunkWriter | None = None
-            for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes())):
+            row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)
+            for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes(), row_bytes=row_bytes)):
                 scope.governor.wait()
                 out = prepared_rows(transform(piece), spec)
                 if writer is None:
