@@ -27,7 +27,7 @@ from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
-_COPIES = 4
+_COPIES = 6  # of a batch: as read, without what has a prediction, as the learner wants it, its scores
 
 
 def predictions_schema(key: pa.DataType) -> pa.Schema:

@@ -132,7 +132,7 @@ def test_validation_takes_the_larger_of_reading_and_the_bootstrap(context: Stage
 
 
 def test_scoring(context: StageContext) -> None:
-    expected = 4 * BATCH + ROWS * 24 + MODEL + 2 * GROUP + (COLUMNS + 3) * MIB // 8
+    expected = 6 * BATCH + ROWS * 24 + MODEL + 2 * GROUP + (COLUMNS + 3) * MIB // 8
     _check(score._project(context, ROWS, model_bytes=MODEL), expected)
 
 
