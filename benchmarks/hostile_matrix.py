@@ -10,16 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from benchmarks.hostile import SPAN, START, TABLES, pipeline, write_labels
 from benchmarks.results import Contender, write_results
@@ -38,6 +38,8 @@ from engine.stages.validate import ValidateStage
 BUDGETS = ("256MiB", "512MiB", "1024MiB")
 STAGES = ("extract", "prepare", "train", "validate", "score", "monitor")
 _BEGIN, _END = "<!-- hostile:begin -->", "<!-- hostile:end -->"
+_ROW = re.compile(r"\| (?P<name>.*?)(?: \(at .*?\))? \| (?P<memory>\d+MiB) \|")
+_REASON = re.compile(r"- (?P<name>.*), (?P<memory>\d+MiB), \w+: ")
 _MIB = 2**20
 _LEARNED = datetime.fromtimestamp((START + 3 * SPAN // 4) / 1e6, UTC)
 _LEAST_SHARE = 0.6  # of ordinary data's projection
@@ -116,8 +118,8 @@ def main() -> None:
         for memory, cells in budgets.items()
         for cell in cells
     }
-    print(f"wrote {write_results('hostile_matrix-last', contenders)}")
-    _document(_merged(found, scale=given.scale))
+    print(f"wrote {write_results('hostile_matrix', contenders)}")
+    _document(found, scale=given.scale)
     bad = [
         (f"{name} {memory} {cell.stage}: {cell.broken(name)} {cell.text}")
         for name, budgets in found.items()
@@ -200,37 +202,34 @@ def _kind(error: HeadraceError) -> str:
     return "crash" if isinstance(error, TaskCrashed) else "error"
 
 
-def _merged(found: dict[str, dict[str, list[Cell]]], *, scale: float) -> dict[str, Any]:
-    """Return all cells that were ever run, each in its newest version, after keeping these."""
-    path = Path(__file__).parent / "results" / "hostile_matrix.json"
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    for name, budgets in found.items():
-        kept = known.get(name, {})
-        before = kept.get("budgets", {}) if kept.get("scale") == scale else {}
-        cells = {memory: [asdict(cell) for cell in of_budget] for memory, of_budget in budgets.items()}
-        known[name] = {"scale": scale, "budgets": {**before, **cells}}
-    path.write_text(json.dumps(known, indent=2) + "\n")
-    return known
-
-
-def _document(tables: dict[str, Any]) -> None:
-    """Write the table of all cells into docs/memory.md, with the reasons of those that ended early below it."""
+def _document(found: dict[str, dict[str, list[Cell]]], *, scale: float) -> None:
+    """Put these cells into the table in docs/memory.md, and the reasons of those that ended early below it."""
     path = Path(__file__).parents[1] / "docs" / "memory.md"
-    lines = ["", "| table | budget | " + " | ".join(STAGES) + " |", "|---" * (len(STAGES) + 2) + "|"]
-    reasons: dict[str, None] = {}
-    for name in [name for name in TABLES if name in tables]:
-        scale = tables[name]["scale"]
-        title = name if scale == 1.0 else f"{name} (at {scale:g} of its size)"
-        for memory in [memory for memory in BUDGETS if memory in tables[name]["budgets"]]:
-            cells = [Cell(**cell) for cell in tables[name]["budgets"][memory]]
-            by_stage = {cell.stage: cell.shown() for cell in cells}
-            shown = (by_stage.get(stage, "not reached") for stage in STAGES)
-            lines.append(f"| {title} | {memory} | " + " | ".join(shown) + " |")
-            said = [f"- {name}, {memory}, {cell.stage}: {cell.text.splitlines()[0]}" for cell in cells if cell.text]
-            reasons |= dict.fromkeys(said)
-    lines += ["", *reasons]
     before, rest = path.read_text().split(_BEGIN)
-    _, after = rest.split(_END)
+    block, after = rest.split(_END)
+    run = {(name, memory) for name, budgets in found.items() for memory in budgets}
+    rows: dict[tuple[str, str], str] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for line in block.splitlines():
+        kept = _ROW.match(line) or _REASON.match(line)
+        if kept is None or (kept["name"], kept["memory"]) in run:
+            continue
+        if line.startswith("|"):
+            rows[kept["name"], kept["memory"]] = line
+        else:
+            reasons.setdefault((kept["name"], kept["memory"]), []).append(line)
+    for name, memory in run:
+        cells = found[name][memory]
+        title = name if scale == 1.0 else f"{name} (at {scale:g} of its size)"
+        by_stage = {cell.stage: cell.shown() for cell in cells}
+        shown = " | ".join(by_stage.get(stage, "not reached") for stage in STAGES)
+        rows[name, memory] = f"| {title} | {memory} | {shown} |"
+        said = [f"- {name}, {memory}, {cell.stage}: {cell.text.splitlines()[0]}" for cell in cells if cell.text]
+        reasons[name, memory] = said
+    order = [(name, memory) for name in TABLES for memory in BUDGETS]
+    lines = ["", "| table | budget | " + " | ".join(STAGES) + " |", "|---" * (len(STAGES) + 2) + "|"]
+    lines += [rows[cell] for cell in order if cell in rows]
+    lines += ["", *(line for cell in order for line in reasons.get(cell, ()))]
     path.write_text(before + _BEGIN + "\n".join(lines) + "\n\n" + _END + after)
     print(f"wrote {path.name}")
 

@@ -174,6 +174,8 @@ class WindowSpec(_Section):
             raise ValueError("a window over labels measures the label; leave column out")
         if self.over == "labels" and "ratio" in self.statistics:
             raise ValueError("a ratio is of the row's own value, and its label is not known yet; use rate")
+        if self.over == "labels" and self.same_instant:
+            raise ValueError("same_instant is for events: a label known at once would be its own target")
         if any(length <= timedelta(0) for length in self.lengths):
             raise ValueError("a window's length is longer than 0")
         return self

@@ -157,8 +157,9 @@ def test_a_ratio_has_no_value_where_there_is_none_or_the_mean_is_zero(
     [
         ({"over": "events", "statistics": ["ratio"]}, "ratio of events need a column"),
         ({"over": "labels", "statistics": ["ratio"]}, "its label is not known yet"),
+        ({"over": "labels", "statistics": ["rate"], "same_instant": True}, "same_instant is for events"),
     ],
 )
-def test_a_ratio_that_cannot_be_is_refused(window: dict[str, Any], says: str) -> None:
+def test_a_choice_that_cannot_be_is_refused(window: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         WindowSpec.model_validate({"keys": ["a"], "lengths": ["7d"], **window})
