@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def test_a_commit_that_meets_a_conflict_looks_again(table: Table, monkeypatch: p
 
 def _commit_in_child(path: str, n: int) -> None:
     table = Table(Path(path), name="raw")
-    table.commit(app="extract", n=n, schema=SCHEMA, add=_write(table, n, [n]))
+    chunks = _write(table, n, [n], task=f"rows{os.getpid()}")  # the lock of a workspace keeps names apart; here, this
+    table.commit(app="extract", n=n, schema=SCHEMA, add=chunks)
 
 
 def test_the_same_n_from_two_processes_is_committed_once(table: Table) -> None:
