@@ -109,3 +109,17 @@ def sleep(task: Task, scope: Scope) -> TaskResult:
     scope.progress(0, 1, str(os.getpid()))
     time.sleep(float(task.inputs["seconds"]))
     return TaskResult(task=task.name, outputs={})
+
+
+def pandas_through_arrow(task: Task, scope: Scope) -> TaskResult:
+    """Say whether Arrow brought pandas along, and that both work together for a pipeline's own code."""
+    import pyarrow as pa
+
+    pa.scalar(1)
+    alone = "pandas" in sys.modules
+    if not task.inputs.get("own_code"):
+        return TaskResult(task=task.name, outputs={"imported": alone})
+    import pandas as pd
+
+    times = pa.array(pd.Series(pd.to_datetime(["2026-01-01", None]).tz_localize("UTC")))
+    return TaskResult(task=task.name, outputs={"imported": alone, "nulls": times.null_count})

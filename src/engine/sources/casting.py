@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from engine.sources.protocol import LONGEST_VALUE, STAMP, Rejected
 
 Conversion = Callable[[pa.Array], pa.Array]
+_LISTS = ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list))
 
 
 def cast_rows(
@@ -70,14 +71,15 @@ def reject(
     rows: pa.RecordBatch, at: int, column: str | None, reason: str, *, key: str, cursor: str, value: Any = None
 ) -> Rejected:
     """Return one row as rejected, with what finds it again."""
-    row = as_json(rows.slice(at, 1))
-    when = rows.column(cursor)[at].as_py() if cursor in rows.schema.names else None
-    found = rows.column(column)[at].as_py() if value is None and column in rows.schema.names else value
+    one = rows.slice(at, 1)
+    row = as_json(one)
+    when = python_values(one.column(cursor))[0] if cursor in one.schema.names else None
+    found = python_values(one.column(column))[0] if value is None and column in one.schema.names else value
     return Rejected(
         reason=f"column {column!r}: {reason}" if column else reason,
         column=column,
         value=None if found is None else str(found)[:LONGEST_VALUE],
-        key=str(rows.column(key)[at].as_py()) if key in rows.schema.names else None,
+        key=str(python_values(one.column(key))[0]) if key in one.schema.names else None,
         cursor=when if isinstance(when, datetime) else None,
         row=row,
     )
@@ -87,7 +89,7 @@ def as_json(row: pa.RecordBatch) -> Mapping[str, Any]:
     """Return one row as JSON-able values, long ones cut."""
     out = {}
     for name, column in zip(row.schema.names, row.columns, strict=True):
-        value = column[0].as_py()
+        value = python_values(column)[0]
         short = value[:LONGEST_VALUE] if isinstance(value, str | bytes) else value
         out[name] = short if isinstance(short, str | int | float | bool) or short is None else str(short)
     return out
@@ -117,5 +119,30 @@ def cast_values(values: pa.Array, *, kind: pa.DataType) -> pa.Array:
     if pa.types.is_floating(kind) and pa.types.is_integer(values.type):
         return values.cast(kind, safe=False)  # as every engine does: nearest
     if pa.types.is_string(kind) and (pa.types.is_nested(values.type) or pa.types.is_time(values.type)):
-        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+        return pa.array([None if value is None else str(value) for value in python_values(values)], pa.string())
     return values.cast(kind)
+
+
+def python_values(values: pa.Array) -> list[Any]:
+    """Return values as Python has them; times are cut to microseconds, as our tables have them."""
+    kind = _in_microseconds(values.type)
+    found: list[Any] = (values if kind == values.type else values.cast(kind, safe=False)).to_pylist()
+    return found
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """Return a type with microseconds in the place of nanoseconds, however deep they lie."""
+    if pa.types.is_dictionary(kind):
+        return _in_microseconds(kind.value_type)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_in_microseconds(field.type)) for field in kind])
+    for is_list, of in _LISTS:
+        if is_list(kind):
+            return of(kind.value_field.with_type(_in_microseconds(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(_in_microseconds(kind.key_type), _in_microseconds(kind.item_type))
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    return pa.duration("us") if kind == pa.duration("ns") else kind

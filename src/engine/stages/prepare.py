@@ -324,7 +324,14 @@ def _stream_tasks(
     stage: str, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
 ) -> Sequence[tuple[Task, Projection]]:
     feature_set, bounds = context.spec.feature_set, plan.bounds
-    inputs = {**bounds, "n": plan.n, "spec": feature_set, "code": context.spec_hash(), "imports": ["polars"]}
+    inputs = {
+        **bounds,
+        "n": plan.n,
+        "spec": feature_set,
+        "code": context.spec_hash(),
+        "imports": ["polars"],
+        "own_code": context.spec.features.transform is not None,
+    }
     if bounds["in_order"] and not done:
         task = Task(stage, f"{feature_set}.stream.{plan.n}", "engine.features.row_streams:run_stream", inputs)
         rows = sum(rows for _, _, rows in bounds["spans"])
@@ -389,6 +396,7 @@ def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskRe
         "code": context.spec_hash(),
         "slice": gathered.outputs["slice"],
         "imports": ["polars"],
+        "own_code": context.spec.features.transform is not None,
         "segments": _segments_in_reach(context, plan, gathered.outputs["segments"]),
     }
     task = Task(stage, f"{context.spec.feature_set}.search.{plan.n}", "engine.features.row_slices:run_search", inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,3 +18,23 @@ def test_dictionaries_are_built_only_for_text_that_repeats(tmp_path: Path) -> No
     group = pq.read_metadata(tmp_path / writer.chunks[0].path).row_group(0)
     assert [group.column(at).has_dictionary_page for at in (0, 1)] == [False, True]
     assert pq.read_table(tmp_path / writer.chunks[0].path).to_batches() == [rows]
+
+
+def test_whole_numbers_and_times_are_packed_differences_whatever_they_are(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 5_000)
+    kinds = (pa.int8(), pa.uint16(), pa.int32(), pa.int64(), pa.uint64(), pa.date32(), pa.timestamp("us", "UTC"))
+    arrays = [pa.array(numbers).cast(pa.int64()).cast(kind, safe=False) for kind in kinds if kind != pa.date32()]
+    arrays.insert(5, pa.array(numbers >> 44).cast(pa.int32()).cast(pa.date32()))
+    holed = [
+        pa.array(np.ma.masked_array(numbers, numbers % 3 == 0)),
+        pa.array(numbers / 7.0),
+        pa.nulls(5_000, pa.int64()),
+    ]
+    rows = pa.record_batch([*arrays, *holed], names=[*map(str, kinds), "holed", "double", "null"])
+    with ChunkWriter(tmp_path, prefix="1-raw", schema=rows.schema) as writer:
+        writer.write(rows)
+    path = tmp_path / writer.chunks[0].path
+    group = pq.read_metadata(path).row_group(0)
+    packed = [field.name for at, field in enumerate(rows.schema) if "DELTA" in str(group.column(at).encodings)]
+    assert packed == [field.name for field in rows.schema if field.name != "double"]
+    assert pq.read_table(path).to_batches() == [rows]

@@ -1,0 +1,48 @@
+"""Values as Python has them, for rows that are set apart. What is rejected, and why, is in the tests of the sources."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from engine.sources.casting import python_values, reject
+
+NANOSECONDS = 1_700_000_000_123_456_789
+MOMENT = datetime(2023, 11, 14, 22, 13, 20, 123456)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        (pa.timestamp("ns"), NANOSECONDS, MOMENT),
+        (pa.timestamp("ns", "UTC"), NANOSECONDS, MOMENT.replace(tzinfo=UTC)),
+        (pa.time64("ns"), 3_600_000_001_999, time(1, 0, 0, 1)),
+        (pa.duration("ns"), 5_999, timedelta(microseconds=5)),
+        (pa.list_(pa.timestamp("ns")), [NANOSECONDS, None], [MOMENT, None]),
+        (pa.large_list(pa.struct([("at", pa.timestamp("ns"))])), [{"at": NANOSECONDS}], [{"at": MOMENT}]),
+        (pa.map_(pa.string(), pa.timestamp("ns")), [("a", NANOSECONDS)], [("a", MOMENT)]),
+        (pa.timestamp("us"), 1, datetime(1970, 1, 1, 0, 0, 0, 1)),
+        (pa.string(), "text", "text"),
+    ],
+    ids=str,
+)
+def test_times_finer_than_microseconds_are_cut_off(kind: pa.DataType, value: Any, expected: Any) -> None:
+    found = python_values(pa.array([value, None], kind))
+    assert found == [expected, None]
+    assert type(found[0]) is type(expected)  # not what pandas makes of it, where it is installed
+
+
+def test_a_row_with_such_times_can_be_rejected() -> None:
+    rows = pa.record_batch(
+        {
+            "id": pa.array([NANOSECONDS], pa.timestamp("ns")),
+            "at": pa.array([NANOSECONDS], pa.timestamp("ns", "UTC")),
+            "text": ["no number"],
+        }
+    )
+    rejected = reject(rows, 0, "text", "it is no int64", key="id", cursor="at")
+    assert (rejected.key, rejected.cursor, rejected.value) == (str(MOMENT), MOMENT.replace(tzinfo=UTC), "no number")
+    assert rejected.row == {"id": str(MOMENT), "at": "2023-11-14 22:13:20.123456+00:00", "text": "no number"}
