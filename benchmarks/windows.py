@@ -1,0 +1,373 @@
+"""Count and mean of a key's earlier rows over 1 and 7 days, 48 M rows, a quarter of them of one key.
+
+Headrace's prepare stage inside a control group of 1 GiB; Polars and DuckDB without a limit, and each of them again in
+such a group with a time limit. All have two threads, read the same Parquet files and write the row's key with the four
+features to Parquet. What each wrote is held against exact sums of windows of the hot key and of others.
+``python -m benchmarks.windows [--rows N] [--amounts float|cents] [--only NAMES]``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.results import Contender, write_results
+from engine.memory.groups import MemoryGroup, memory_group
+from engine.memory.sampler import Sampler
+from engine.spec import PipelineSpec
+from engine.units import format_bytes, microseconds
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ALLOWED_BYTES = 2**30
+THREADS = 2
+DAYS = 24
+_ROWS = 48_000_000
+_COMMIT_ROWS = 2_000_000
+_BLOCK_ROWS = 500_000  # of the generator: how the rows are cut changes no row
+_START = datetime(2025, 1, 1, tzinfo=UTC)
+_CARDS = 1_000_000
+_HOT = 7  # the card of every fourth row
+_LIMIT_SECONDS = 300  # of a peer under the budget
+_SAMPLES = 400
+_LENGTHS = {"1d": timedelta(days=1), "7d": timedelta(days=7)}
+_DTYPES = {"float": "amount", "cents": "cents"}
+
+
+def main() -> None:
+    """Write the rows, run the contenders one after another, and write ``benchmarks/results/windows_<amounts>.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=_ROWS)
+    parser.add_argument("--amounts", choices=sorted(_DTYPES), default="float")
+    parser.add_argument("--only", nargs="+", choices=sorted(CONTENDERS), help="contenders; default: all")
+    parser.add_argument("--keep", type=Path, help="a directory of rows that are kept, and used again where they are")
+    parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.contender:
+        name, home, column = given.contender
+        print(json.dumps(CONTENDERS[name][0](Path(home), column)))
+        return
+    with tempfile.TemporaryDirectory(dir=os.environ.get("HEADRACE_BENCH_DIR", ".")) as scratch:
+        home = (given.keep or Path(scratch)).absolute()
+        generate(home, rows=given.rows)
+        names = given.only or list(CONTENDERS)
+        found = {name: run(name, home, rows=given.rows, column=_DTYPES[given.amounts]) for name in names}
+    print(f"wrote {write_results(f'windows_{given.amounts}', compared(found))}")
+
+
+def spec_of(home: Path, column: str) -> PipelineSpec:
+    """Return the pipeline over the rows under ``home``."""
+    return PipelineSpec.model_validate(
+        {
+            "pipeline": "cards",
+            "workspace": str(home / "workspace"),
+            "source": {"uri": "postgresql://nowhere", "table": "payments", "key": "id", "cursor": "at"},
+            "event_time": "at",
+            "labels": {"table": "disputes", "key": "id", "value": "lost", "labelled_at": "closed_at"},
+            "features": {
+                "windows": [
+                    {
+                        "over": "events",
+                        "keys": ["card"],
+                        "lengths": list(_LENGTHS),
+                        "statistics": ["count", "mean"],
+                        "column": column,
+                    }
+                ]
+            },
+            "resources": {"memory": ALLOWED_BYTES, "threads": THREADS},
+        }
+    )
+
+
+def generate(home: Path, *, rows: int, begin: int = 0, step: timedelta | None = None) -> None:
+    """Commit rows ``begin`` to ``rows`` to ``raw``, as extraction leaves them, spread evenly over 24 days.
+
+    Parameters
+    ----------
+    begin
+        How many rows, from the first on, are there already.
+    step
+        Between two rows; default: so that ``rows`` are 24 days.
+    """
+    from engine.batching import ChunkWriter, Workspace
+    from engine.batching.tables import chunk_prefix
+
+    workspace = Workspace(home / "workspace")
+    workspace.prepare()
+    raw, started = workspace.table("raw"), time.perf_counter()
+    if raw.rows() == rows:
+        return
+    micros = microseconds(timedelta(days=DAYS) if step is None else step) // (rows if step is None else 1)
+    n = raw.transaction("extract:raw")
+    for first in range(begin, rows, _COMMIT_ROWS):
+        n, size, memory = n + 1, min(_COMMIT_ROWS, rows - first), 0
+        writer: ChunkWriter | None = None
+        for at in range(first, first + size, _BLOCK_ROWS):
+            batch = _block(at, min(_BLOCK_ROWS, first + size - at), step=micros)
+            if writer is None:
+                writer = ChunkWriter(raw.path, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
+                writer.__enter__()
+            memory += batch.nbytes
+            for part in range(0, batch.num_rows, 65_536):
+                writer.write(batch.slice(part, 65_536))
+        assert writer is not None
+        writer.__exit__(None, None, None)
+        since = microseconds(_START - datetime(1970, 1, 1, tzinfo=UTC))
+        extent = [since + at * micros for at in (first, first + size - 1)]
+        record = {"rows": size, "memory_bytes": memory, "hours": _hours(since, first, size, step=micros)}
+        record |= {"event_minimum": extent[0], "event_maximum": extent[1]}
+        workspace.journal.write_commit("extract:raw", n, record)
+        raw.commit(app="extract:raw", n=n, schema=batch.schema, add=writer.chunks)
+    print(f"{rows - begin:,} rows written in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _block(start: int, rows: int, *, step: int) -> pa.RecordBatch:
+    """Return rows ``start`` and following: every fourth of the hot card, the others of Zipf's law."""
+    import numpy as np
+    import pyarrow as pa
+
+    random = np.random.default_rng([11, start])
+    ids = np.arange(start, start + rows)
+    cards = random.zipf(1.2, rows) % _CARDS + _HOT + 1
+    cards[ids % 4 == 0] = _HOT
+    cents = np.round(random.lognormal(8.0, 1.5, rows)).astype(np.int64) + 1
+    return pa.record_batch(
+        {
+            "id": pa.array(ids),
+            "at": pa.array(int(_START.timestamp()) * 1_000_000 + ids * step, pa.timestamp("us", tz="UTC")),
+            "card": pa.array(cards),
+            "amount": pa.array(cents / 100.0),
+            "cents": pa.array(cents),
+        }
+    )
+
+
+def _hours(since: int, first: int, rows: int, *, step: int) -> Mapping[str, int]:
+    import numpy as np
+
+    values, counts = np.unique((since + np.arange(first, first + rows) * step) // 3_600_000_000, return_counts=True)
+    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+def _headrace(home: Path, column: str) -> dict[str, Any]:
+    """Run the prepare stage: planned, caged, newest versions in order of time, written, synced, committed."""
+    started = time.perf_counter()
+    from engine.stage import StageContext, run_stage
+    from engine.stages.prepare import PrepareStage
+
+    report = run_stage(PrepareStage(), StageContext.of(spec_of(home, column), directory=home))
+    return {
+        "seconds": time.perf_counter() - started,
+        "slices": report.slices,
+        "task_peak_bytes": report.memory.measured_bytes,
+        "task_projected_bytes": report.memory.projected_bytes,
+    }
+
+
+def _polars(home: Path, column: str) -> dict[str, Any]:
+    """Collect rolling expressions over each card, on Polars' default engine: its streaming one has no windows."""
+    started = time.perf_counter()
+    import polars as pl
+
+    (home / "peer").mkdir()
+    value = pl.col(column)
+    frame = pl.scan_parquet(_raw(home)).select("id", "at", "card", column, one=pl.lit(1, pl.UInt32))
+    rolling = {}
+    for name, length in _LENGTHS.items():
+        rolling[f"count_{name}"] = pl.col("one").rolling_sum_by("at", length, closed="none").over("card")
+        rolling[f"mean_{name}"] = value.rolling_mean_by("at", length, closed="none").over("card")
+    frame.select("id", "at", **rolling).collect().write_parquet(
+        home / "peer" / "out.parquet", compression="zstd", compression_level=1
+    )
+    return {"seconds": time.perf_counter() - started}
+
+
+def _duckdb(home: Path, column: str, *, memory: str = "") -> dict[str, Any]:
+    """Copy a query with two range windows by card to Parquet."""
+    started = time.perf_counter()
+    import duckdb
+
+    (home / "peer").mkdir()
+    with duckdb.connect() as connection:
+        connection.execute(f"SET threads = {THREADS}")
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute(f"SET temp_directory = '{home / 'peer' / 'spilled'}'")
+        if memory:
+            connection.execute(f"SET memory_limit = '{memory}'")
+        files = ", ".join(f"'{path}'" for path in _raw(home))
+        parts = []
+        for name, length in _LENGTHS.items():
+            days = length // timedelta(days=1)
+            frame = (
+                f'(PARTITION BY card ORDER BY "at" RANGE BETWEEN INTERVAL {days * 86_400_000_000 - 1} MICROSECONDS '
+                "PRECEDING AND INTERVAL 1 MICROSECONDS PRECEDING)"
+            )
+            parts += [f"count(*) OVER {frame} AS count_{name}", f"avg({column}) OVER {frame} AS mean_{name}"]
+        features, target = ", ".join(parts), home / "peer" / "out.parquet"
+        query = f'SELECT id, "at", {features} FROM read_parquet([{files}])'
+        connection.execute(f"COPY ({query}) TO '{target}' (FORMAT parquet, COMPRESSION zstd)")
+    return {"seconds": time.perf_counter() - started}
+
+
+def _duckdb_limited(home: Path, column: str) -> dict[str, Any]:
+    return _duckdb(home, column, memory="700MB")  # what it counts is not all that it takes
+
+
+CONTENDERS: dict[str, tuple[Callable[[Path, str], dict[str, Any]], bool]] = {
+    "headrace": (_headrace, True),
+    "polars_unlimited": (_polars, False),
+    "duckdb_unlimited": (_duckdb, False),
+    "polars_1gib": (_polars, True),
+    "duckdb_1gib": (_duckdb_limited, True),
+}
+"""What each does, and whether it runs in the control group."""
+
+
+def _raw(home: Path) -> list[Path]:
+    return sorted((home / "workspace" / "tables" / "raw").glob("*.parquet"))
+
+
+def run(name: str, home: Path, *, rows: int, column: str) -> Contender:
+    """Run one contender in a fresh process; one that is killed, or takes too long, is a result too."""
+    clean(home)
+    limited = CONTENDERS[name][1]
+    command = [sys.executable, "-m", "benchmarks.windows", "--contender", name, str(home), column]
+    environment = {**os.environ, "POLARS_MAX_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)}
+    # Without a limit it has a group, too, of all memory: so both are measured alike.
+    with memory_group(ALLOWED_BYTES if limited else 2**40) as group:
+        if group is None:
+            print("no control group can be made here: the budget of this run is NOT enforced", flush=True)
+        started, before = time.monotonic(), _cpu_seconds()
+        process = subprocess.Popen(
+            command if group is None else _joined(command, group),
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        outcome, answer = "ok", ""
+        with process, Sampler(process.pid, started=started, stop_at_bytes=None) as sampler:
+            try:
+                answer, _ = process.communicate(timeout=_LIMIT_SECONDS if limited and name != "headrace" else None)
+            except subprocess.TimeoutExpired:
+                outcome = "timeout"
+                os.killpg(process.pid, 9)
+                process.communicate()
+        wall, cpu, kills = time.monotonic() - started, _cpu_seconds() - before, group.kills() if group else 0
+    if kills:
+        outcome = "killed"
+    elif process.returncode and outcome == "ok":
+        outcome = "failed"
+    figures: dict[str, Any] = {"process_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
+    done = 0
+    if outcome == "ok":
+        said = json.loads(answer.splitlines()[-1])
+        wall = said.pop("seconds")
+        figures |= said | checked(home, rows=rows, column=column)
+        done = rows
+    one = Contender(round(wall, 2), sampler.peak.counted_bytes if sampler.peak else 0, outcome, done, figures)
+    print(f"{name}: {outcome}, {one.seconds:.1f} s, {format_bytes(one.peak_bytes)}", flush=True)
+    clean(home)
+    return one
+
+
+def checked(home: Path, *, rows: int, column: str) -> dict[str, Any]:
+    """Return the largest relative errors of sampled means against exact sums; raise where a count is wrong."""
+    import numpy as np
+    import polars as pl
+
+    prepared = home / "workspace" / "tables" / "prepared"
+    own = prepared.is_dir()
+    paths = sorted([*prepared.rglob("*.parquet"), *(home / "peer").glob("*.parquet")])
+    names = {"id": "key" if own else "id"}
+    for name in _LENGTHS:
+        for statistic, middle in (("count", ""), ("mean", f"{column}_")):
+            names[f"{statistic}_{name}"] = f"events_card_{name}_{middle}{statistic}" if own else f"{statistic}_{name}"
+    found = pl.scan_parquet(paths).select(**{new: pl.col(old) for new, old in names.items()})
+    total = found.select(pl.len()).collect(engine="streaming").item()
+    if total != rows:
+        raise SystemExit(f"{total:,} rows were written, expected {rows:,}")
+    random = np.random.default_rng(3)
+    ids = np.unique(random.integers(rows // 3, rows, _SAMPLES))
+    sampled = found.filter(pl.col("id").is_in(ids.tolist())).collect(engine="streaming").sort("id")
+    source = pl.scan_parquet(_raw(home))
+    wanted = source.filter(pl.col("id").is_in(ids.tolist())).collect(engine="streaming").sort("id")
+    mine = source.filter(pl.col("card").is_in(wanted["card"].unique().to_list()))
+    cards = {
+        card: (part["at"].cast(pl.Int64).to_numpy(), part[column].to_list())
+        for (card,), part in mine.select("card", "at", column).collect(engine="streaming").sort("at").group_by("card")
+    }
+    worst = {"hot": 0.0, "others": 0.0}
+    for row, answer in zip(wanted.iter_rows(named=True), sampled.iter_rows(named=True), strict=True):
+        times, values = cards[row["card"]]
+        now = microseconds(row["at"] - datetime(1970, 1, 1, tzinfo=UTC))
+        for name, length in _LENGTHS.items():
+            low = int(np.searchsorted(times, now - microseconds(length), side="right"))
+            high = int(np.searchsorted(times, now, side="left"))
+            if (answer[f"count_{name}"] or 0) != high - low:
+                raise SystemExit(f"row {row['id']}: {answer[f'count_{name}']} rows in {name}, expected {high - low}")
+            if low == high:
+                continue
+            exact = _exact_sum(values, low, high) / (high - low)
+            error = abs(float((Fraction(answer[f"mean_{name}"]) - exact) / exact))
+            side = "hot" if row["card"] == _HOT else "others"
+            worst[side] = max(worst[side], error)
+    return {f"worst_error_{side}": error for side, error in worst.items()}
+
+
+def _exact_sum(values: list[Any], low: int, high: int) -> Fraction:
+    """Return an exact sum: of integers, or of amounts as the whole numbers of 2**-60 that they are."""
+    if isinstance(values[low], int):
+        return Fraction(sum(values[low:high]))
+    return Fraction(sum(int(value * 2.0**60) for value in values[low:high]), 2**60)
+
+
+def _cpu_seconds() -> float:
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
+
+
+def _joined(command: list[str], group: MemoryGroup) -> list[str]:
+    return ["/bin/sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group.path / "cgroup.procs"), *command]
+
+
+def clean(home: Path) -> None:
+    """Take away what a contender wrote, to begin anew from ``raw``."""
+    for name in ("tables/prepared", "tables/runs", "plans", "tasks", "segments", "slices", "scratch", "memory"):
+        shutil.rmtree(home / "workspace" / name, ignore_errors=True)
+    shutil.rmtree(home / "workspace" / "commits" / "prepare", ignore_errors=True)
+    shutil.rmtree(home / "peer", ignore_errors=True)
+
+
+def compared(found: Mapping[str, Contender]) -> dict[str, Contender]:
+    """Return the contenders, headrace's with its time to each peer's that ended."""
+    own = found.get("headrace")
+    if own is None or own.outcome != "ok":
+        return dict(found)
+    ratios = {
+        f"seconds_to_{name}": round(own.seconds / peer.seconds, 3)
+        for name, peer in found.items()
+        if name != "headrace" and peer.outcome == "ok"
+    }
+    return {
+        **found,
+        "headrace": Contender(own.seconds, own.peak_bytes, own.outcome, own.rows, {**own.figures, **ratios}),
+    }
+
+
+if __name__ == "__main__":
+    main()
