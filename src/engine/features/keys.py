@@ -100,14 +100,18 @@ def read_key_columns(rows: pa.Table, names: Sequence[str]) -> tuple[KeyColumn, .
 
 def batch_keys(rows: pa.Table, names: Sequence[str]) -> BatchKeys:
     """Return the distinct keys of a batch; see ``read_key_columns``."""
-    columns = read_key_columns(rows, names)
+    columns = tuple(_in_order(column) for column in read_key_columns(rows, names))
     combined = columns[0].codes
+    if len(columns) == 1:  # its codes are dense already, but that of null may be none
+        [column], first = columns, int(len(combined) > 0 and combined.min() > 0)
+        codes = np.arange(first, len(column.values) + 1)
+        return BatchKeys((KeyColumn(column.name, column.kind, column.values, codes),), combined - first)
     for column in columns[1:]:
         # Dense again after each column: the product of several could pass int64.
         dense = np.unique(combined, return_inverse=True)[1] if combined.size else combined
         combined = dense * (len(column.values) + 1) + column.codes
-    _, first, inverse = np.unique(combined, return_index=True, return_inverse=True)
-    distinct = tuple(KeyColumn(c.name, c.kind, c.values, c.codes[first]) for c in columns)
+    _, at, inverse = np.unique(combined, return_index=True, return_inverse=True)
+    distinct = tuple(KeyColumn(c.name, c.kind, c.values, c.codes[at]) for c in columns)
     return BatchKeys(distinct, inverse.astype(np.int64))
 
 
@@ -116,16 +120,13 @@ def build_dictionary(columns: Sequence[KeyColumn]) -> tuple[KeyDictionary, Codes
     values, pairs = [], []
     index: Codes | None = None
     for column in columns:
-        order = pc.sort_indices(column.values).to_numpy()
-        rank = np.empty(len(order) + 1, dtype=np.int64)
-        rank[0] = 0
-        rank[order.astype(np.int64) + 1] = np.arange(1, len(order) + 1)
-        values.append(column.values.take(pa.array(order)))
-        codes = rank[column.codes]
+        ordered = _in_order(column)
+        values.append(ordered.values)
+        codes = ordered.codes
         if index is None:
             index = codes
         else:
-            known, index = np.unique(index * (len(order) + 1) + codes, return_inverse=True)
+            known, index = np.unique(index * (len(ordered.values) + 1) + codes, return_inverse=True)
             pairs.append(known.astype(np.int64))
     if index is None:
         raise ValueError("a key has at least one column")
@@ -138,13 +139,26 @@ def key_table(values: Mapping[str, Any]) -> pa.Table:
     return pa.table({name: pa.array([value]) for name, value in values.items()})
 
 
+def _in_order(column: KeyColumn) -> KeyColumn:
+    """Return the column with its values sorted."""
+    order = pc.sort_indices(column.values).to_numpy()
+    rank = np.empty(len(order) + 1, dtype=np.int64)
+    rank[0] = 0
+    rank[order.astype(np.int64) + 1] = np.arange(1, len(order) + 1)
+    return KeyColumn(column.name, column.kind, column.values.take(pa.array(order)), rank[column.codes])
+
+
 def _places(column: KeyColumn, known: pa.Array) -> Codes:
     """Return, for code 0 and each value of the column, its code among the known values, or -1."""
     out = np.full(len(column.values) + 1, -1, dtype=np.int64)
     out[0] = 0
     if not len(known) or not len(column.values):
         return out
-    if len(column.values) * _FEW < len(known):  # a hash table of all known values would cost more
+    if known.type == pa.int64() and column.values.type == pa.int64():
+        numbers, wanted = known.to_numpy(), column.values.to_numpy()
+        spots = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
+        out[1:] = np.where(numbers[spots] == wanted, spots + 1, -1)
+    elif len(column.values) * _FEW < len(known):  # a hash table of all known values would cost more
         for place, value in enumerate(column.values.to_pylist(), 1):
             spot = bisect_left(range(len(known)), value, key=lambda i: known[i].as_py())
             if spot < len(known) and known[spot].as_py() == value:

@@ -7,6 +7,7 @@ decided in ``windows.py``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class MeasureLayout:
 class Ranges:
     """Windows' rows in one segment: positions ``low <= p < high``, not empty, inside runs that begin at ``start``."""
 
-    at: Places  # which windows
+    at: Places | slice  # which windows; a slice for all of them
     low: Places
     high: Places
     start: Places
@@ -139,6 +140,15 @@ class Totals:
             power = 2 * (self._scale - layout.scale)
             self._squares.add(layout, arrays, ranges, name=name, limbs=limbs, power=power)
 
+    def take(self, at: Places) -> Totals:
+        """Return the totals of the windows at these places, each as often as it is named, to add more to."""
+        out = copy.copy(self)
+        out._present = self._present[at]
+        out._special = {name: counted[at] for name, counted in self._special.items()}
+        out._sum = self._sum.take(at)
+        out._squares = None if self._squares is None else self._squares.take(at)
+        return out
+
     def sum(self) -> Floats:
         """Return the sums, rounded once (a decimal's twice); 0 for an empty window.
 
@@ -182,6 +192,11 @@ class _PlainSums:
     def __init__(self, rows: int) -> None:
         self._sums = np.zeros(rows, dtype=np.int64)
 
+    def take(self, at: Places) -> _PlainSums:
+        out = _PlainSums(0)
+        out._sums = self._sums[at]
+        return out
+
     def add(self, layout: MeasureLayout, arrays: Arrays, ranges: Ranges, *, name: str, limbs: int, power: int) -> None:
         del layout, limbs, power  # one limb, power 0: why it is plain
         sums = arrays[f"{name}.0"]
@@ -202,6 +217,11 @@ class _WideSums:
     def __init__(self, rows: int) -> None:
         self._sums = Expansion(rows)
 
+    def take(self, at: Places) -> _WideSums:
+        out = _WideSums(0)
+        out._sums = self._sums.take(at)
+        return out
+
     def add(self, layout: MeasureLayout, arrays: Arrays, ranges: Ranges, *, name: str, limbs: int, power: int) -> None:
         at, low, high = ranges.at, ranges.low, ranges.high
         if layout.whole:
@@ -210,11 +230,13 @@ class _WideSums:
                 _add_scaled(self._sums, sums[high] - sums[low], at, shift=32 * limb, power=power)
             return
         inside = low > ranges.start
-        before = np.where(inside, low - 1, 0)
+        some = inside.any()
+        before = np.where(inside, low - 1, 0) if some else low
         for level in _LEVELS:
             sums = arrays[f"{name}.{level}"]
             self._sums.add(sums[high - 1], at)
-            self._sums.add(np.where(inside, -sums[before], 0.0), at)
+            if some:
+                self._sums.add(np.where(inside, -sums[before], 0.0), at)
 
     def rounded(self) -> Floats:
         return self._sums.rounded()
@@ -227,7 +249,7 @@ def _sums(rows: int, *, plain: bool) -> _PlainSums | _WideSums:
     return _PlainSums(rows) if plain else _WideSums(rows)
 
 
-def _add_scaled(into: Expansion, values: Places, at: Places, *, shift: int, power: int) -> None:
+def _add_scaled(into: Expansion, values: Places, at: Places | slice, *, shift: int, power: int) -> None:
     """Add ``values * 2**shift * 10**power``: exact up to 10**22, else to about 1e-31."""
     if not power:
         into.add_whole(values, at, shift=shift)

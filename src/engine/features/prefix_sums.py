@@ -90,6 +90,12 @@ class Expansion:
         self.add(np.ldexp((values >> 32).astype(np.float64), 32 + shift), at)
         self.add(np.ldexp((values & 0xFFFFFFFF).astype(np.float64), shift), at)
 
+    def take(self, at: Places) -> Expansion:
+        """Return the sums at these places."""
+        out = Expansion(0)
+        out.first, out.second, out.third = self.first[at], self.second[at], self.third[at]
+        return out
+
     def parts(self) -> tuple[Floats, Floats, Floats]:
         """Return the sums as three float64 that do not overlap, the largest first."""
         first, second, third = self.first, self.second, self.third

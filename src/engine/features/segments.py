@@ -54,6 +54,7 @@ class Segment:
     places: npt.NDArray[np.int64]  # (rows,) sorted: key index x number of times + place among the times
     times: npt.NDArray[np.int64]  # distinct, sorted, microseconds
     starts: npt.NDArray[np.int64]  # by key index: its first row
+    ends: npt.NDArray[np.int64]  # by key index: the row after its last one
     layouts: Mapping[str, MeasureLayout]
     arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]]  # by measure, by name
 
@@ -113,8 +114,8 @@ def build_segment(
         raise ValueError(f"a segment holds at most {_MOST_ROWS:,} rows, not {table.num_rows:,}")
     stamps = read_times(table.column(time), name=time)
     dictionary, index = build_dictionary(read_key_columns(table, keys))
-    times, rank = np.unique(stamps, return_inverse=True)
-    places = index * len(times) + rank.astype(np.int64)
+    times, rank = _ranked(stamps)
+    places = index * len(times) + rank
     del index, rank, stamps
     order = np.argsort(places, kind="stable")
     places = places[order]
@@ -185,6 +186,7 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
         places=numbers["places"],
         times=numbers["times"],
         starts=numbers["starts"],
+        ends=np.append(numbers["starts"][1:], ref.rows),
         layouts={name: MeasureLayout(**layout) for name, layout in facts["measures"].items()},
         arrays=measures,
     )
@@ -212,6 +214,15 @@ def read_times(column: pa.ChunkedArray, *, name: str) -> npt.NDArray[np.int64]:
         column = column.cast(pa.timestamp("us", tz=of.tz))
     values: npt.NDArray[np.int64] = column.cast(pa.int64()).to_numpy()
     return values // 1000 if pa.types.is_timestamp(of) and of.unit == "ns" else values
+
+
+def _ranked(stamps: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the distinct times, sorted, and each row's place among them."""
+    if len(stamps) and (stamps[1:] >= stamps[:-1]).all():
+        new = np.append(True, stamps[1:] != stamps[:-1])
+        return stamps[new], np.cumsum(new, dtype=np.int64) - 1
+    times, rank = np.unique(stamps, return_inverse=True)
+    return times, rank.astype(np.int64)
 
 
 def segment_bytes_per_row(measures: int, *, squares: int = 0) -> int:
