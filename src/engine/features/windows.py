@@ -7,6 +7,7 @@ see one another unless that is asked for. Building segments is in ``segments.py`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.errors import SchemaMismatch
-from engine.features.keys import batch_keys, key_table
-from engine.features.measures import MeasureLayout, Ranges, Totals
+from engine.features.keys import BatchKeys, batch_keys, key_table
 from engine.features.segments import Segment, SegmentRef, open_segment, read_times
+from engine.features.window_search import NEVER, Answer, WindowSearch
 from engine.spec import FeaturesSpec, WindowSpec
 from engine.units import microseconds, parse_time
 
@@ -28,7 +28,7 @@ LABEL_MEASURE = "value"
 
 _MEASURED = {"sum", "mean", "std", "rate", "ratio"}
 _LONGEST = 2**61  # microseconds; a longer window is as long as all time
-_NEVER = np.iinfo(np.int64).min
+_BLOCK_ROWS = 32_768  # searched at once: what is held of them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,20 @@ def measure_of(window: WindowSpec) -> str | None:
 
 
 def window_bytes_per_row(window: WindowSpec) -> int:
-    """Return the anonymous bytes a batch's row takes while ``WindowReader.compute`` is in one window, at most."""
+    """Return the anonymous bytes a batch's row takes while ``WindowReader.compute`` is in one window, at most.
+
+    Its key and time in two orders, totals of its key (each row may have one of its own), and the features.
+    """
     lengths, statistics = len(window.lengths), len(window.names())
+    held = 16 if measure_of(window) is None else 16 + 24 * (2 if "std" in window.statistics else 1)
+    return 96 + lengths * held + 9 * statistics
+
+
+def window_block_bytes(window: WindowSpec, *, threads: int) -> int:
+    """Return what the blocks take that so many threads search at once, of rows of whatever size."""
+    lengths = len(window.lengths)
     held = 8 if measure_of(window) is None else 40 + 24 * (2 if "std" in window.statistics else 1)
-    return 160 + lengths * held + 18 * statistics + 24 * 16
+    return threads * _BLOCK_ROWS * (160 + lengths * held + 24 * 16)
 
 
 class WindowReader:
@@ -79,6 +89,8 @@ class WindowReader:
         In any order; they hold each row once. How rows are spread over them changes no bit of a result.
     root
         Directory that the refs' paths are relative to.
+    threads
+        That search at once, each a block of a batch.
 
     Notes
     -----
@@ -86,10 +98,15 @@ class WindowReader:
     results (``window_bytes_per_row``), whatever the length of a window and however hot a key.
     """
 
-    def __init__(self, segments: Sequence[SegmentRef], *, root: Path) -> None:
-        self._refs = tuple(segments)
+    def __init__(self, segments: Sequence[SegmentRef], *, root: Path, threads: int = 1) -> None:
+        self._refs = list(segments)
         self._root = root
+        self._threads = threads
         self._open: dict[str, Segment] = {}
+
+    def extend(self, segments: Sequence[SegmentRef]) -> None:
+        """Add segments of further rows."""
+        self._refs += segments
 
     def compute(
         self, rows: pa.Table, *, keys: Sequence[str], time: str, window: WindowSpec, gap: timedelta
@@ -127,45 +144,42 @@ class WindowReader:
             A segment is missing or damaged.
         """
         stamps = read_times(rows.column(time), name=time)
-        lengths = sorted(set(window.lengths))
         near = stamps - min(microseconds(gap), _LONGEST)
-        spans = {length: min(microseconds(length), _LONGEST) for length in lengths}
         closed = gap > timedelta(0) or window.same_instant
-        found = self._overlapping(near, spans[lengths[-1]], keys=tuple(keys), closed=closed)
-        counts = {length: np.zeros(len(stamps), dtype=np.int64) for length in lengths}
-        last = np.full(len(stamps), _NEVER, dtype=np.int64)
-        measure = measure_of(window)
-        totals: dict[timedelta, Totals] = {}
-        if measure is not None:
-            layouts = [_layout(segment, measure) for segment in found]
-            squares = "std" in window.statistics
-            totals = {length: Totals(len(stamps), layouts=layouts, squares=squares) for length in lengths}
-        wanted = batch_keys(rows, keys)
-        unseeing = _without_key(rows, keys) if window.null_keys == "exclude" else None
-        for segment in found:
-            index = segment.find(wanted)[wanted.inverse]
-            if unseeing is not None:
-                index[unseeing] = -1
-            far = near - spans[lengths[-1]]
-            at = np.flatnonzero((index >= 0) & (near >= segment.ref.time_min) & (far < segment.ref.time_max))
-            if not len(at):
-                continue
-            key = index[at]
-            high = segment.position(key, near[at], side="right" if closed else "left")
-            for length in lengths:
-                low = segment.position(key, near[at] - spans[length], side="right")
-                some = high > low
-                ranges = Ranges(at[some], low[some], high[some], segment.starts[key[some]])
-                counts[length][ranges.at] += ranges.high - ranges.low
-                if measure is not None:
-                    totals[length].add(segment.layouts[measure], segment.arrays[measure], ranges)
-                if length == lengths[-1] and "since" in window.statistics:
-                    last[ranges.at] = np.maximum(last[ranges.at], segment.time_at(ranges.high - 1))
+        batch = batch_keys(rows, keys)
+        spans = {length: min(microseconds(length), _LONGEST) for length in sorted(set(window.lengths))}
+        found = self._overlapping(near, max(spans.values()), keys=tuple(keys), closed=closed)
+        search = WindowSearch(
+            found,
+            batch,
+            spans=spans,
+            extent=(int(near.min()), int(near.max())) if len(near) else (0, 0),
+            closed=closed,
+            unseeing=_without_key(batch) if window.null_keys == "exclude" else None,
+            measure=measure_of(window),
+            squares="std" in window.statistics,
+            last="since" in window.statistics,
+        )
         own = _own_values(rows, window) if "ratio" in window.statistics else None
-        return {
-            name: _result(statistic, count=counts[length], total=totals.get(length), since=(stamps, last), own=own)
-            for length, statistic, name in window.names()
-        }
+        out = {name: _Column(len(stamps), whole=statistic == "count") for _, statistic, name in window.names()}
+        # By key and time: neighbours are searched for near each other, and what they find is still at hand.
+        order = np.argsort(batch.inverse, kind="stable")
+
+        def one(start: int) -> None:
+            at = order[start : start + _BLOCK_ROWS]
+            answers = search.run(batch.inverse[at], near[at])
+            values = None if own is None else own.take(pa.array(at))
+            for length, statistic, name in window.names():
+                out[name].put(at, _result(statistic, answers[length], stamps[at], values))
+
+        starts = range(0, len(stamps), _BLOCK_ROWS)
+        if self._threads > 1 and len(starts) > 1:
+            with ThreadPoolExecutor(self._threads, thread_name_prefix="headrace-search") as pool:
+                list(pool.map(one, starts))
+        else:
+            for start in starts:
+                one(start)
+        return {name: column.array() for name, column in out.items()}
 
     def lookup(
         self, keys: Mapping[str, Any], time: datetime, *, window: WindowSpec, gap: timedelta, value: Any = None
@@ -208,44 +222,53 @@ class WindowReader:
         return out
 
 
-def _layout(segment: Segment, measure: str) -> MeasureLayout:
-    if measure not in segment.layouts:
-        raise SchemaMismatch(
-            f"window segment {segment.ref.path} holds no sums of {measure!r}",
-            hint="it was built for other windows: prepare the pipeline anew",
-        )
-    return segment.layouts[measure]
+@dataclass
+class _Column:
+    """A feature, filled block by block."""
+
+    values: npt.NDArray[Any]
+    missing: npt.NDArray[np.bool_]
+
+    def __init__(self, rows: int, *, whole: bool) -> None:
+        self.values = np.zeros(rows, dtype=np.int64 if whole else np.float64)
+        self.missing = np.zeros(rows, dtype=bool)
+
+    def put(self, at: npt.NDArray[np.int64], found: tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]) -> None:
+        self.values[at] = found[0]
+        if found[1] is not None:
+            self.missing[at] = found[1]
+
+    def array(self) -> pa.Array:
+        return pa.array(self.values, mask=self.missing if self.missing.any() else None)
 
 
 def _result(
-    statistic: str,
-    *,
-    count: npt.NDArray[np.int64],
-    total: Totals | None,
-    since: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]],
-    own: pa.Array | None,
-) -> pa.Array:
+    statistic: str, answer: Answer, stamps: npt.NDArray[np.int64], own: pa.Array | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
+    """Return the values of a statistic, and which of them are null (None: none)."""
     if statistic == "count":
-        return pa.array(count)
+        return answer.count, None
     if statistic == "since":
-        stamps, last = since
-        never = last == _NEVER
-        return pa.array((stamps - np.where(never, stamps, last)) / 1e6, mask=never)
+        if answer.last is None:
+            raise ValueError("the last times were not asked for")
+        never = answer.last == NEVER
+        return (stamps - np.where(never, stamps, answer.last)) / 1e6, never
+    total = answer.total
     if total is None:
         raise ValueError(f"{statistic} needs a measure")
     if statistic == "sum":
-        return pa.array(total.sum())
+        return total.sum(), None
     if statistic == "std":
-        return pa.array(total.std(), mask=~total.defined(2))
+        return total.std(), ~total.defined(2)
     mean = total.mean()
     if statistic != "ratio":
-        return pa.array(mean, mask=~total.defined(1))
+        return mean, ~total.defined(1)
     if own is None:
         raise ValueError("a ratio needs the rows' own values")
     defined = total.defined(1) & (mean != 0.0) & own.is_valid().to_numpy(zero_copy_only=False)
     values = own.fill_null(0.0).to_numpy(zero_copy_only=False)
     with np.errstate(invalid="ignore", over="ignore"):  # infinity over infinity is NaN, as elsewhere
-        return pa.array(np.divide(values, mean, out=np.zeros(len(mean)), where=defined), mask=~defined)
+        return np.divide(values, mean, out=np.zeros(len(mean)), where=defined), ~defined
 
 
 def _own_values(rows: pa.Table, window: WindowSpec) -> pa.Array:
@@ -257,9 +280,9 @@ def _own_values(rows: pa.Table, window: WindowSpec) -> pa.Array:
     return array.cast(pa.float64(), safe=False)  # an integer beyond 2**53 is rounded
 
 
-def _without_key(rows: pa.Table, keys: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Return which rows lack a value in a column of the key, (rows,)."""
-    out = np.zeros(rows.num_rows, dtype=bool)
-    for name in keys:
-        out |= rows.column(name).is_null().to_numpy()
+def _without_key(batch: BatchKeys) -> npt.NDArray[np.bool_]:
+    """Return which distinct keys lack a value in one of their columns."""
+    out = np.zeros(len(batch.columns[0].codes), dtype=bool)
+    for column in batch.columns:
+        out |= column.codes == 0
     return out

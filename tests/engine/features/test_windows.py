@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine import refs
 from engine.errors import SchemaMismatch, SourceError, TableError
 from engine.features.segments import SegmentRef, build_segment
-from engine.features.windows import WindowReader, segment_plans, window_bytes_per_row
+from engine.features.windows import WindowReader, segment_plans, window_block_bytes, window_bytes_per_row
 from engine.spec import FeaturesSpec, WindowSpec
 
 START = datetime(2024, 3, 30, tzinfo=UTC)
@@ -443,7 +443,7 @@ def test_memory_of_a_batch_stays_within_its_estimate(tmp_path):
 
     rows = table_of([(str(i % 97), i % 5, i // 3, i / 7) for i in range(60_000)])
     reader = WindowReader(segments_of([rows], tmp_path), root=tmp_path)
-    question, window = rows.slice(10_000, 20_000), window_over(lengths=LENGTHS)
+    question, window = rows.slice(10_000, 50_000), window_over(lengths=LENGTHS)
     reader.compute(question.slice(0, 5), keys=("a", "b"), time="at", window=window, gap=timedelta(0))
     tracemalloc.start()
     before = pa.total_allocated_bytes()
@@ -451,4 +451,5 @@ def test_memory_of_a_batch_stays_within_its_estimate(tmp_path):
     peak = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before
     tracemalloc.stop()
     assert len(found) == len(window.names())
-    assert 0.3 * window_bytes_per_row(window) < peak / 20_000 <= window_bytes_per_row(window)
+    estimate = 50_000 * window_bytes_per_row(window) + window_block_bytes(window, threads=1)
+    assert 0.3 * estimate < peak <= estimate
