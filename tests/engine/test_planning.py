@@ -19,8 +19,7 @@ def test_a_plan_before_anything_ran_names_every_stage_and_writes_nothing(world: 
     assert [stage["stage"] for stage in found["stages"]] == [
         "extract",
         "prepare.labels",
-        "prepare.gather",
-        "prepare.search",
+        "prepare.windows",
         "train.cache",
         "train.fit",
         "validate",

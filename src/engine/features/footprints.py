@@ -7,21 +7,22 @@ Which slices there are is planned by ``stages/prepare.py``; the tasks are in ``l
 
 from __future__ import annotations
 
-import dataclasses
-
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.features.label_slices import label_window_keys
 from engine.features.row_slices import search_rows
 from engine.features.row_streams import STREAMED_GROUPS
-from engine.features.windows import window_bytes_per_row
+from engine.features.segment_sets import SEGMENT_ROWS
+from engine.features.segments import segment_build_bytes_per_row
+from engine.features.windows import segment_plans, window_block_bytes, window_bytes_per_row
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 
 UNKNOWN_ROW_BYTES = 64.0
 """Of a raw row, before any was extracted."""
 
+_WINDOWED_COPIES = 5  # a span as read and sorted (3), the one that is searched, the one that is written
 _GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
-_SEARCH_COPIES = 6  # a batch, its transform, its composite keys, bounds and results
+_SEARCH_COPIES = 6  # a batch, its transform and results
 _STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
 _LABEL_COPIES = 6
 _LABEL_BYTES = 64  # a label record in memory, before its window keys
@@ -32,7 +33,11 @@ _ENGINE_BYTES = 28 * 2**20  # of Polars' streaming engine
 _TRANSFORM_BYTES = 16 * 2**20
 _PAGE_BYTES = 2**18  # of each column
 _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
+_WINDOWED_SHARE = 0.9  # of what is free beside the rows, for the spans in flight
 _MOST_SPAN_ROWS = 500_000
+_LEAST_SPAN_ROWS = 64  # with fewer, a plan of spans would be larger than what it saves: such a slice is divided
+_SPANS, _BUILDING, _RESULTS = "spans in flight", "segment being built", "window results"
+_ROW_TERMS = (_SPANS, _BUILDING, _RESULTS)
 _ROW_BYTES_COMMITS = 100
 
 
@@ -49,9 +54,19 @@ def raw_row_bytes(context: StageContext, *, through_n: int) -> float:
 
 
 def rows_per_span(context: StageContext, row_bytes: float) -> int:
-    """Return how many rows, of ``row_bytes`` in memory each, a span may hold while it is gathered."""
+    """Return how many rows, of ``row_bytes`` in memory each, a span without windows may hold while it is sorted."""
     free = context.budget.allowed_bytes - _reserved(context)
-    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / _held_row_bytes(context, row_bytes))))
+    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / _sorted_row_bytes(context, row_bytes))))
+
+
+def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
+    """Return how many rows, of ``row_bytes`` in memory each, a span with windows may hold."""
+    one = project_windows(context, 1, row_bytes)
+    of_rows = sum(one.terms[name] for name in _ROW_TERMS)
+    free = context.budget.allowed_bytes - (one.projected_bytes - of_rows)
+    each = project_windows(context, 1_000, row_bytes)
+    row = sum(each.terms[name] for name in _ROW_TERMS) / 1_000
+    return max(_LEAST_SPAN_ROWS, min(_MOST_SPAN_ROWS, int(_WINDOWED_SHARE * free / row)))
 
 
 def project_labels(context: StageContext, rows: int) -> Projection:
@@ -66,38 +81,37 @@ def project_labels(context: StageContext, rows: int) -> Projection:
     return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms)
 
 
-def project_gather(context: StageContext, rows: int, row_bytes: float) -> Projection:
-    """Return what gathering a span of so many rows takes."""
+def project_windows(context: StageContext, rows: int, row_bytes: float) -> Projection:
+    """Return what gathering, searching and writing spans of at most so many rows takes: one of each at a time."""
+    features, table = context.spec.features, context.spec.feature_set
+    columns, windows = len(features.names()), features.windows
+    held = context.learned.row_bytes("prepare.windows", table, base=row_bytes, copies=_WINDOWED_COPIES)
+    building = [
+        segment_build_bytes_per_row(len(plan.keys), len(plan.measures), squares=len(plan.squares))
+        for plan in segment_plans(features, over="events")
+    ]
+    threads = context.budget.threads
     terms = {
-        "span while it is sorted": int(rows * _held_row_bytes(context, row_bytes)),
+        _SPANS: int(rows * held),
+        _BUILDING: min(rows, SEGMENT_ROWS) * max(building, default=0),
+        _RESULTS: rows * (16 * columns + max((window_bytes_per_row(window) for window in windows), default=0)),
+        "blocks being searched": max((window_block_bytes(window, threads=threads) for window in windows), default=0),
         "batches in flight": 2 * context.budget.batch_bytes,
         "row group being read": ROW_GROUP_BYTES,
-        "freed, not yet given back": _UNRETURNED_BYTES,
-    }
-    return Projection(
-        stage="prepare.gather",
-        reserved_bytes=_reserved(context),
-        terms=terms,
-        rows=rows,
-        row_term="span while it is sorted",
-        table=context.spec.feature_set,
-        base_row_bytes=row_bytes,
-    )
-
-
-def project_search(context: StageContext) -> Projection:
-    """Return what transforming a span and searching its windows takes."""
-    features = context.spec.features
-    columns, windows = len(features.names()), [window_bytes_per_row(window) for window in features.windows]
-    result_bytes = 8 * columns + max(windows, default=0)
-    terms = {
-        "batches in flight": context.budget.batch_bytes * _SEARCH_COPIES,
-        "batches of window results": search_rows(context.spec, context.budget.batch_bytes) * result_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (columns + 3) * _PAGE_BYTES,
         "transform": _TRANSFORM_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
     }
-    return Projection(stage="prepare.search", reserved_bytes=_reserved(context), terms=terms)
+    return Projection(
+        stage="prepare.windows",
+        reserved_bytes=_reserved(context),
+        terms=terms,
+        rows=rows,
+        row_term=_SPANS,
+        table=table,
+        base_row_bytes=row_bytes,
+    )
 
 
 def project_stream(context: StageContext, rows: int, row_bytes: float) -> Projection:
@@ -113,15 +127,33 @@ def project_stream(context: StageContext, rows: int, row_bytes: float) -> Projec
 
 def project_sort(context: StageContext, rows: int, row_bytes: float) -> Projection:
     """Return what sorting a piece of so many rows takes that do not lie in order, and writing them."""
-    gather, search = project_gather(context, rows, row_bytes), project_search(context)
-    # The batches of both do not live at once; those of the search are more.
-    return dataclasses.replace(gather, terms={**gather.terms, **search.terms})
+    columns = len(context.spec.features.names())
+    sorting = "span while it is sorted"
+    terms = {
+        sorting: int(rows * _sorted_row_bytes(context, row_bytes)),
+        "batches in flight": context.budget.batch_bytes * _SEARCH_COPIES,
+        "row group being read": ROW_GROUP_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
+        "rows being written": search_rows(context.spec, context.budget.batch_bytes) * 8 * columns,
+        "row group being written": 2 * ROW_GROUP_BYTES,
+        "page of each column": (columns + 3) * _PAGE_BYTES,
+        "transform": _TRANSFORM_BYTES,
+    }
+    return Projection(
+        stage="prepare.sort",
+        reserved_bytes=_reserved(context),
+        terms=terms,
+        rows=rows,
+        row_term=sorting,
+        table=context.spec.feature_set,
+        base_row_bytes=row_bytes,
+    )
 
 
-def _held_row_bytes(context: StageContext, row_bytes: float) -> float:
-    """Return what gathering a span holds for each of its rows, of ``row_bytes`` in memory."""
+def _sorted_row_bytes(context: StageContext, row_bytes: float) -> float:
+    """Return what sorting a span holds for each of its rows, of ``row_bytes`` in memory."""
     table = context.spec.feature_set
-    return context.learned.row_bytes("prepare.gather", table, base=row_bytes, copies=_GATHER_COPIES)
+    return context.learned.row_bytes("prepare.sort", table, base=row_bytes, copies=_GATHER_COPIES)
 
 
 def _reserved(context: StageContext) -> int:

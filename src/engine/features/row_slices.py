@@ -1,11 +1,12 @@
-"""The tasks of a slice of rows: a span of event time gathered in order, then searched for its windows.
+"""The task of a slice with windows: spans of event time, each gathered in order, made into segments and searched.
 
-Both run in the cage. Which spans there are is planned by ``stages/prepare.py``, by the arithmetic of ``spans.py``.
+Which spans there are is planned by ``stages/prepare.py``, by the arithmetic of ``spans.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,47 +32,101 @@ from engine.stage import ChildContext
 if TYPE_CHECKING:
     import polars as pl
 
-_SLICE_BATCH_ROWS = 16_384
 _NEAR = 4
 
 
-def run_gather(task: Task, scope: Scope) -> TaskResult:
-    """Write one span's newest rows in order of event time, and the segments of its events (in the cage)."""
+def run_spans(task: Task, scope: Scope) -> TaskResult:
+    """Write the prepared rows of spans, the earliest first, and the segments of their events (in the cage).
+
+    While a span is searched by all threads, the next one is read and its segments are built, and the one before is
+    written.
+    """
     context = ChildContext.of(scope.context)
     spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
-    low, high = (time_of(value) for value in task.inputs["span"])
-    chunks = [
-        chunk
-        for chunk in workspace.table("raw").chunks(newest_n=int(task.inputs["raw_n"]))
-        if chunk.may_hold(spec.event_time, low, high)
-    ]
-    schema = workspace.table("raw").schema()
-    if schema is None:
-        raise LookupError("raw has no schema though a span of it was planned")
-    schema = pa.schema([schema.field(name) for name in schema.names if name not in spec.after_columns])
-    rows = newest_rows(chunks, schema, spec, span=(low, high), scope=scope)
-    path = workspace.root / "slices" / spec.feature_set / f"{n:08d}.arrow"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for piece in rows.in_order(_SLICE_BATCH_ROWS):
-            writer.write_table(piece)
-    rows_in, count = rows.rows_in, rows.batches
-    del rows
-    with pa.memory_map(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
-        segments = build_segments(
-            reader.read_all(),
-            plans=segment_plans(spec.features, over="events"),
-            time=spec.event_time,
-            root=workspace.segments,
-            prefix=f"{spec.feature_set}/events-{n:08d}",
-        )
+    spans = task.inputs["spans"]
+    transform = load_transform(spec.features.transform, directory=context.directory)
+    schema, raw = raw_chunks(context, task)
+    readers = _readers(spec, task.inputs["segments"], root=workspace.segments, threads=scope.budget.threads)
+    prepared = prepared_table(workspace, spec.feature_set)
+    plans = segment_plans(spec.features, over="events")
+
+    def gather(number: int) -> tuple[NewestRows, list[dict[str, Any]]]:
+        low, high = (time_of(value) for value in spans[number][:2])
+        mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, low, high)]
+        rows = newest_rows(mine, schema, spec, span=(low, high), scope=scope)
+        prefix = f"{spec.feature_set}/events-{n:08d}-{number:04d}"
+        names = dict.fromkeys([spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures))])
+        narrow = rows.columns(list(names)) if plans else rows.table
+        return rows, build_segments(narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix)
+
+    def write(number: int, rows: pa.Table) -> list[ChunkRef]:
+        prefix = chunk_prefix(n, f"rows.{number:04d}")
+        with ChunkWriter(prepared.path, prefix=prefix, schema=rows.schema, on_chunk=on_chunk) as writer:
+            for batch in rows.to_batches():
+                writer.write(batch)
+        return writer.chunks
+
+    def on_chunk(ref: ChunkRef) -> None:
+        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
+
+    chunks: list[ChunkRef] = []
+    segments: dict[str, list[dict[str, Any]]] = {}
+    rows_in = batches = done = 0
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+        reading, writing = ahead.submit(gather, 0), behind.submit(list[ChunkRef])
+        for number in range(len(spans)):
+            rows, own = reading.result()
+            scope.governor.wait()
+            if number + 1 < len(spans):
+                reading = ahead.submit(gather, number + 1)
+            rows_in, batches = rows_in + rows.rows_in, batches + rows.batches
+            if not rows.num_rows:
+                continue
+            segments[chunk_prefix(n, f"rows.{number:04d}")] = own
+            for (over, keys), reader in readers.items():
+                if over == "events":
+                    refs = [SegmentRef.from_json(ref) for ref in own]
+                    reader.extend([ref for ref in refs if ref.keys == keys])
+            out = prepared_rows(_transformed(rows, transform, spec, scope), spec, readers)
+            done += rows.num_rows
+            del rows
+            chunks += writing.result()
+            writing = behind.submit(write, number, out)
+            scope.progress(done, max(done, sum(span[2] for span in spans)), "rows")
+        chunks += writing.result()
     return TaskResult(
         task=task.name,
-        outputs={"slice": str(path.relative_to(workspace.root)), "segments": segments},
+        outputs={"chunks": [to_json(ref) for ref in chunks], "segments": segments},
         rows_in=rows_in,
-        rows_out=0,
-        batches=count,
+        rows_out=sum(ref.rows for ref in chunks),
+        batches=batches,
     )
+
+
+def raw_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
+    """Return the columns of ``raw`` that rows may know, and its chunks up to the task's ``raw_n``."""
+    table = context.workspace.table("raw")
+    schema = table.schema()
+    if schema is None:
+        raise LookupError("raw has no schema though a span of it was planned")
+    fields = [schema.field(name) for name in schema.names if name not in context.spec.after_columns]
+    return pa.schema(fields), table.chunks(newest_n=int(task.inputs["raw_n"]))
+
+
+def _transformed(
+    rows: NewestRows, transform: Callable[[pa.Table], pa.Table], spec: PipelineSpec, scope: Scope
+) -> pa.Table:
+    """Return a span's rows as the transform has them, batch by batch, with no more columns than are used."""
+    features = spec.features
+    wanted = [spec.source.key, spec.event_time, *features.numeric, *features.categorical]
+    wanted += [spec.baseline] if spec.baseline is not None else []
+    wanted += [name for window in features.windows for name in (*window.keys, window.column) if name is not None]
+    row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)
+    pieces = []
+    for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes(), row_bytes=row_bytes)):
+        out = transform(piece)
+        pieces.append(out.select([name for name in dict.fromkeys(wanted) if name in out.column_names]))
+    return pa.concat_tables(pieces)
 
 
 @dataclass(frozen=True)
@@ -87,6 +142,11 @@ class NewestRows:
     def num_rows(self) -> int:
         """Rows that are left."""
         return self.table.num_rows if self.order is None else len(self.order)
+
+    def columns(self, names: Sequence[str]) -> pa.Table:
+        """Return some columns of all rows, in order."""
+        narrow = self.table.select(names)
+        return narrow if self.order is None else narrow.take(self.order.to_arrow())
 
     def in_order(self, rows: int) -> Iterator[pa.Table]:
         """Yield them, so many at a time: the span is held once, not once more in order."""
@@ -149,77 +209,20 @@ def _order(table: pa.Table, spec: PipelineSpec) -> pl.Series | None:
     return narrow.unique(subset=key, keep="last", maintain_order=True).sort(time, key)[row]
 
 
-def run_search(task: Task, scope: Scope) -> TaskResult:
-    """Transform a span's rows, look up their windows, and write them as prepared chunks (in the cage)."""
-    context = ChildContext.of(scope.context)
-    spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
-    transform = load_transform(spec.features.transform, directory=context.directory)
-    readers = _readers(spec, task.inputs["segments"], root=workspace.segments)
-    writer: ChunkWriter | None = None
-    prepared = prepared_table(workspace, spec.feature_set)
-
-    def on_chunk(ref: ChunkRef) -> None:
-        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
-
-    rows_in = batches = 0
-    with pa.memory_map(str(workspace.root / task.inputs["slice"]), "rb") as source, pa.ipc.open_file(source) as reader:
-        total = sum(reader.get_batch(i).num_rows for i in range(reader.num_record_batches))
-        for group in _grouped(reader, spec, batch_bytes=scope.governor.batch_bytes):
-            scope.governor.wait()
-            out = prepared_rows(transform(group), spec, readers)
-            if writer is None:
-                prefix = chunk_prefix(n, "rows")
-                writer = ChunkWriter(prepared.path, prefix=prefix, schema=out.schema, on_chunk=on_chunk)
-                writer.__enter__()
-            for batch in out.to_batches():
-                writer.write(batch)
-            rows_in, batches = rows_in + group.num_rows, batches + 1
-            scope.batch_done(group.num_rows, group.nbytes)
-            scope.progress(rows_in, total, "rows")
-    if writer is not None:
-        writer.__exit__(None, None, None)
-    chunks = [] if writer is None else writer.chunks
-    return TaskResult(
-        task=task.name,
-        outputs={"chunks": [to_json(ref) for ref in chunks]},
-        rows_in=rows_in,
-        rows_out=sum(ref.rows for ref in chunks),
-        batches=batches,
-    )
-
-
 def search_rows(spec: PipelineSpec, batch_bytes: int, *, row_bytes: float = 0.0) -> int:
     """Return how many rows of a span, of ``row_bytes`` as they lie in it, are searched at once."""
     return rows_for(batch_bytes, bytes_per_row=max(row_bytes, 8.0 * (len(spec.features.names()) + 8)))
 
 
-def _grouped(
-    reader: pa.ipc.RecordBatchFileReader, spec: PipelineSpec, *, batch_bytes: Callable[[], int]
-) -> Iterator[pa.Table]:
-    """Yield the rows of a span by so many as are searched at once: parts of its batches, or several small ones."""
-    held: list[pa.RecordBatch] = []
-    for number in range(reader.num_record_batches):
-        batch = reader.get_batch(number)
-        rows = search_rows(spec, batch_bytes(), row_bytes=batch.nbytes / max(1, batch.num_rows))
-        for start in range(0, batch.num_rows, rows):
-            part = batch.slice(start, rows)
-            if held and sum(one.num_rows for one in held) + part.num_rows > rows:
-                yield pa.Table.from_batches(held)
-                held = []
-            held.append(part)
-    if held:
-        yield pa.Table.from_batches(held)
-
-
 def _readers(
-    spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path
+    spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path, threads: int
 ) -> dict[tuple[str, tuple[str, ...]], WindowReader]:
     """Return one reader for the windows over labels, or events, with the same keys."""
     readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
     for window in spec.features.windows:
         refs = [SegmentRef.from_json(value) for value in segments[window.over]]
         mine = [ref for ref in refs if ref.keys == window.keys]
-        readers.setdefault((window.over, window.keys), WindowReader(mine, root=root))
+        readers.setdefault((window.over, window.keys), WindowReader(mine, root=root, threads=threads))
     return readers
 
 

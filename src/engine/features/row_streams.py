@@ -23,7 +23,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
 from engine.batching.streams import largest_row_bytes
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_order import RowOrder
-from engine.features.row_slices import newest_rows, prepared_rows, search_rows, time_of
+from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
 from engine.features.transform import LazyTransform, load_transform
 from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
 from engine.memory.scope import Scope
@@ -57,7 +57,7 @@ def run_stream(task: Task, scope: Scope) -> TaskResult:
     prepared = prepared_table(workspace, spec.feature_set)
     prepared.path.mkdir(parents=True, exist_ok=True)
     transform = LazyTransform(spec.features.transform, directory=context.directory)
-    schema, raw = _raw(context, task)
+    schema, raw = raw_chunks(context, task)
     head = _head(raw, schema, spec, spans=task.inputs["spans"])
     if head is not None:
         transform.check(head)
@@ -98,7 +98,7 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
     spec = context.spec
     prepared = prepared_table(context.workspace, spec.feature_set)
     transform = load_transform(spec.features.transform, directory=context.directory)
-    schema, raw = _raw(context, task)
+    schema, raw = raw_chunks(context, task)
     total, rows_in, batches = sum(rows for _, _, rows in task.inputs["spans"]), 0, 0
     chunks: list[ChunkRef] = []
     for number, (low, high, _) in enumerate(task.inputs["spans"]):
@@ -131,15 +131,6 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
         rows_out=sum(ref.rows for ref in chunks),
         batches=batches,
     )
-
-
-def _raw(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
-    table = context.workspace.table("raw")
-    schema = table.schema()
-    if schema is None:
-        raise LookupError("raw has no schema though a span of it was planned")
-    fields = [schema.field(name) for name in schema.names if name not in context.spec.after_columns]
-    return pa.schema(fields), table.chunks(newest_n=int(task.inputs["raw_n"]))
 
 
 def _head(

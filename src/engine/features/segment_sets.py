@@ -12,7 +12,7 @@ from engine.features.segments import build_segment
 from engine.features.windows import SegmentPlan
 from engine.refs import to_json
 
-SEGMENT_ROWS = 250_000
+SEGMENT_ROWS = 500_000
 """At most so many rows in a segment: they are held while it is built."""
 
 

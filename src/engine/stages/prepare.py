@@ -1,6 +1,6 @@
 """Prepare: label records become ``label_events``, new rows become ``prepared`` rows with their windows.
 
-Two kinds of slices, labels first. A slice of rows is a span of event time: gathered (newest versions, in order of event
+Label records come first. A slice of rows is spans of event time: each gathered (newest versions, in order of event
 time), its events built into segments, then searched. The window arithmetic is in ``features/``.
 """
 
@@ -15,16 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.batching import Table
+from engine.batching.tables import chunk_n
 from engine.errors import HeadraceError
 from engine.features.footprints import (
     UNKNOWN_ROW_BYTES,
-    project_gather,
     project_labels,
-    project_search,
     project_sort,
     project_stream,
+    project_windows,
     raw_row_bytes,
     rows_per_span,
+    windowed_rows_per_span,
 )
 from engine.features.label_slices import label_chunks
 from engine.features.row_slices import time_of
@@ -38,6 +39,7 @@ from engine.units import microseconds
 
 _STREAMED_SPAN_ROWS = 2_000_000  # one chunk, and what a late row has written anew
 _STREAMED_SPANS = 32
+_WINDOWED_SPANS = 32  # of one commit, while none is written again
 _MOST_LABELS = 250_000  # of one commit
 
 
@@ -66,32 +68,24 @@ class PrepareStage:
     def phase(
         self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
     ) -> Sequence[tuple[Task, Projection]]:
-        """Return the task that joins labels; or the one that gathers a span, then the one that searches it."""
+        """Return the task of the slice: label records joined, spans with windows, or rows streamed, then sorted."""
         if plan.bounds["kind"] == "labels":
             return () if done else (_label_task(self.name, context, plan),)
         if plan.bounds["kind"] == "stream":
             return _stream_tasks(self.name, context, plan, done)
-        if not done:
-            return (_gather_task(self.name, context, plan),)
-        return () if len(done) == 2 else (_search_task(self.name, context, plan, done[0][0]),)
+        return () if done else (_window_task(self.name, context, plan),)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
-        """Return the first half of a span of rows, which leaves the other to do; labels come by commits."""
-        del error
+        """Return the slice with spans half as long; labels come by commits."""
+        del context, error
         if plan.bounds["kind"] == "labels":
             return None
         if plan.bounds["kind"] == "stream":
             if plan.bounds["in_order"]:
                 return {**plan.bounds, "in_order": False}
             return {**plan.bounds, "piece_rows": max(1, int(plan.bounds["piece_rows"]) // 2)}
-        low, high = plan.bounds["span"]
-        live = _live_spans(self.primary(context))
-        middle = (low + high) // 2
-        if middle == low or any(span.low < middle < span.high for span, _ in live):
-            return None  # one moment, or a commit that can only be replaced whole
-        rows = -(-int(plan.bounds["rows"]) // 2)
-        todo = [[low, middle, rows], [middle, high, rows], *plan.bounds["todo"]]
-        return _rows_bounds(todo, raw_n=plan.bounds["raw_n"], live=live)
+        spans = [half for span in plan.bounds["spans"] for half in _halves(*span)]
+        return None if len(spans) == len(plan.bounds["spans"]) else {**plan.bounds, "spans": spans}
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far labels and rows are; publish label events first, then prepared."""
@@ -101,27 +95,7 @@ class PrepareStage:
             return _finish_labels(self, context, plan, result, state)
         if plan.bounds["kind"] == "stream":
             return _finish_stream(self, plan, [result for phase in done for result in phase], context, state)
-        gathered = done[0][0]
-        prepared = self.primary(context)
-        replaced = [chunk.name for chunk in prepared.chunks() if chunk.n in plan.bounds["replaces"]]
-        chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
-        slice_file = context.workspace.root / gathered.outputs["slice"]
-
-        def publish() -> None:
-            schema = pq.read_schema(prepared.path / chunks[0].path) if chunks else _prepared_schema(prepared)
-            prepared.commit(app=plan.app, n=plan.n, schema=schema, add=chunks, remove=replaced)
-            slice_file.unlink(missing_ok=True)
-
-        todo = plan.bounds["todo"]
-        record = {
-            **state.record,
-            "todo": todo,
-            "raw_n": plan.bounds["raw_n"],
-            "event_segments": gathered.outputs["segments"],
-            "label_segments": [],
-        }
-        outputs = {"rows": result.rows_out, "kind": "rows", "span": plan.bounds["span"], "spans_left": len(todo)}
-        return Outcome(outputs=outputs, record=record, publish=publish)
+        return _finish_rows(self, plan, result, state, context)
 
 
 def _prepared_schema(prepared: Table) -> pa.Schema:
@@ -196,7 +170,7 @@ def _finish_labels(
         "pending": result.outputs["pending"],
         "pending_rows": result.outputs["pending_rows"],
         "label_segments": result.outputs["segments"],
-        "event_segments": [],
+        "event_segments": {},
     }
     outputs = {"kind": "labels", "labels": result.rows_out, "labels_waiting": result.outputs["pending_rows"]}
     return Outcome(outputs=outputs, record=record, publish=publish)
@@ -218,48 +192,27 @@ def _first_schema(context: StageContext, prepared: Table) -> pa.Schema:
 def _next_span(context: StageContext, state: _State, raw_n: int) -> dict[str, Any] | None:
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     streams = not context.spec.features.windows
-    chunks = _live_chunks(prepared) if streams else []
-    live = [(span, 0) for span, _ in chunks] if streams else _live_spans(prepared)
+    live = _live_chunks(prepared) if streams else _live_spans(prepared)
     todo, target = list(state.record.get("todo", [])), state.number("raw_n")
     if not todo:
         if raw_n <= target:
             return None
         increments, row_bytes = _increments(context, after_n=target, through_n=raw_n)
-        spans = plan_spans(
-            increments,
-            live=[span for span, _ in live],
-            rows_per_span=_STREAMED_SPAN_ROWS if streams else rows_per_span(context, row_bytes),
-            reach=_reach(context.spec),
-        )
+        most = _STREAMED_SPAN_ROWS if streams else windowed_rows_per_span(context, row_bytes)
+        known = [span for span, _ in live]
+        spans = plan_spans(increments, live=known, rows_per_span=most, reach=_reach(context.spec))
         todo = [[span.low, span.high, span.rows] for span in spans]
         target = raw_n
         if not todo:
             return None
     if streams:
-        return _stream_bounds(context, todo, raw_n=target, live=chunks)
+        return _stream_bounds(context, todo, raw_n=target, live=live)
     return _rows_bounds(todo, raw_n=target, live=live)
 
 
-def _rows_bounds(todo: Sequence[Sequence[int]], *, raw_n: int, live: Sequence[tuple[Span, int]]) -> dict[str, Any]:
-    """Return the bounds of the first span that is to do."""
-    low, high, rows = todo[0]
-    return {
-        "kind": "rows",
-        "span": [low, high],
-        "rows": rows,
-        "raw_n": raw_n,
-        "replaces": [n for span, n in live if span.overlaps(low, high)],
-        "todo": list(todo[1:]),
-    }
-
-
-def _live_spans(prepared: Table) -> list[tuple[Span, int]]:
-    extents: dict[int, list[int]] = {}
-    for chunk in prepared.chunks():
-        low, high = (_micros(side[EVENT_TIME]) for side in (chunk.minimum, chunk.maximum))
-        known = extents.setdefault(chunk.n, [low, high + 1, 0])
-        extents[chunk.n] = [min(known[0], low), max(known[1], high + 1), known[2] + chunk.rows]
-    return [(Span(*extent), n) for n, extent in extents.items()]
+def _replaced(live: Sequence[tuple[Span, list[str]]], low: int, high: int) -> list[str]:
+    """Return the chunks that hold rows of a span."""
+    return [name for span, names in live if span.overlaps(low, high) for name in names]
 
 
 def _increments(context: StageContext, *, after_n: int, through_n: int) -> tuple[list[Increment], float]:
@@ -297,11 +250,7 @@ def _stream_bounds(
     context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Sequence[tuple[Span, list[str]]]
 ) -> dict[str, Any]:
     """Return the bounds of the first spans that are to do, all of them fresh, or all prepared before."""
-
-    def replaced(low: int, high: int) -> list[str]:
-        return [name for span, names in live if span.overlaps(low, high) for name in names]
-
-    again = [bool(replaced(low, high)) for low, high, _ in todo]
+    again = [bool(_replaced(live, low, high)) for low, high, _ in todo]
     count = next((i for i, one in enumerate(again) if one != again[0]), len(todo))
     spans = [list(span) for span in todo[: min(count, _STREAMED_SPANS)]]
     row_bytes = raw_row_bytes(context, through_n=raw_n)
@@ -311,7 +260,7 @@ def _stream_bounds(
         "span": [spans[0][0], spans[-1][1]],
         "spans": spans,
         "raw_n": raw_n,
-        "replaced": sorted({name for low, high, _ in spans for name in replaced(low, high)}),
+        "replaced": sorted({name for low, high, _ in spans for name in _replaced(live, low, high)}),
         # A span that is prepared again has late rows or new versions.
         "in_order": not again[0] and stream.projected_bytes <= context.budget.allowed_bytes,
         "piece_rows": rows_per_span(context, row_bytes),
@@ -361,7 +310,7 @@ def _finish_stream(
         **state.record,
         "todo": todo,
         "raw_n": plan.bounds["raw_n"],
-        "event_segments": [],
+        "event_segments": {},
         "label_segments": [],
     }
     outputs = {"rows": rows, "kind": "rows", "span": plan.bounds["span"], "spans_left": len(todo)}
@@ -381,43 +330,99 @@ def _reach(spec: PipelineSpec) -> int:
     return microseconds(max(longest)) if longest else 0
 
 
-def _gather_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
-    inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
-    task = Task(stage, f"{context.spec.feature_set}.gather.{plan.n}", "engine.features.row_slices:run_gather", inputs)
-    row_bytes = raw_row_bytes(context, through_n=int(plan.bounds["raw_n"]))
-    return task, project_gather(context, int(plan.bounds["rows"]), row_bytes)
+def _live_spans(prepared: Table) -> list[tuple[Span, list[str]]]:
+    """Return the spans that are prepared now, with their chunks, which are replaced together."""
+    extents: dict[str, tuple[Span, list[str]]] = {}
+    for chunk in prepared.chunks():
+        low, high = (_micros(side[EVENT_TIME]) for side in (chunk.minimum, chunk.maximum))
+        span, names = extents.setdefault(_span_name(chunk.name), (Span(low, high + 1), []))
+        span = Span(min(span.low, low), max(span.high, high + 1), span.rows + chunk.rows)
+        extents[_span_name(chunk.name)] = (span, [*names, chunk.name])
+    return list(extents.values())
 
 
-def _search_task(stage: str, context: StageContext, plan: Plan, gathered: TaskResult) -> tuple[Task, Projection]:
+def _span_name(chunk: str) -> str:
+    """Return what the names of a span's chunks have in common, from one of them."""
+    return chunk.rsplit("-", 1)[0]
+
+
+def _rows_bounds(
+    todo: Sequence[Sequence[int]], *, raw_n: int, live: Sequence[tuple[Span, list[str]]]
+) -> dict[str, Any]:
+    """Return the bounds of the first spans that are to do: some fresh ones, or all at once where any is written again.
+
+    So late rows, and all rows whose windows they change, are one commit.
+    """
+    again = any(_replaced(live, low, high) for low, high, _ in todo)
+    spans = [list(span) for span in (todo if again else todo[:_WINDOWED_SPANS])]
+    return {
+        "kind": "rows",
+        "span": [spans[0][0], spans[-1][1]],
+        "spans": spans,
+        "raw_n": raw_n,
+        "replaced": sorted({name for low, high, _ in spans for name in _replaced(live, low, high)}),
+        "todo": [list(span) for span in todo[len(spans) :]],
+    }
+
+
+def _halves(low: int, high: int, rows: int) -> list[list[int]]:
+    """Return a span in two, or whole where it is one moment."""
+    middle = (low + high) // 2
+    half = -(-rows // 2)
+    return [[low, high, rows]] if middle == low else [[low, middle, half], [middle, high, half]]
+
+
+def _window_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
+    feature_set, bounds = context.spec.feature_set, plan.bounds
     inputs = {
-        **plan.bounds,
+        **bounds,
         "n": plan.n,
-        "spec": context.spec.feature_set,
+        "spec": feature_set,
         "code": context.spec_hash(),
-        "slice": gathered.outputs["slice"],
         "imports": ["polars"],
         "own_code": context.spec.features.transform is not None,
-        "segments": _segments_in_reach(context, plan, gathered.outputs["segments"]),
+        "segments": _segments_in_reach(context, plan),
     }
-    task = Task(stage, f"{context.spec.feature_set}.search.{plan.n}", "engine.features.row_slices:run_search", inputs)
-    return task, project_search(context)
+    task = Task(stage, f"{feature_set}.windows.{plan.n}", "engine.features.row_slices:run_spans", inputs)
+    row_bytes = raw_row_bytes(context, through_n=int(bounds["raw_n"]))
+    return task, project_windows(context, max(rows for _, _, rows in bounds["spans"]), row_bytes)
+
+
+def _finish_rows(stage: PrepareStage, plan: Plan, result: TaskResult, state: _State, context: StageContext) -> Outcome:
+    prepared = stage.primary(context)
+    chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
+
+    def publish() -> None:
+        schema = pq.read_schema(prepared.path / chunks[0].path) if chunks else _prepared_schema(prepared)
+        prepared.commit(app=plan.app, n=plan.n, schema=schema, add=chunks, remove=plan.bounds["replaced"])
+
+    todo = plan.bounds["todo"]
+    record = {
+        **state.record,
+        "todo": todo,
+        "raw_n": plan.bounds["raw_n"],
+        "event_segments": result.outputs["segments"],
+        "label_segments": [],
+    }
+    outputs = {"rows": result.rows_out, "kind": "rows", "span": plan.bounds["span"], "spans_left": len(todo)}
+    return Outcome(outputs=outputs, record=record, publish=publish)
 
 
 def forecast(context: StageContext) -> list[Forecast]:
-    """Return what joining a commit of labels takes, then gathering a span and searching it; without windows, streaming
-    rows, or sorting those that do not lie in order.
+    """Return what joining a commit of labels takes, then spans with their windows; without windows, streaming rows, or
+    sorting those that do not lie in order.
     """
     raw = context.workspace.table("raw")
     known = raw.rows()
     row_bytes = raw_row_bytes(context, through_n=raw.transaction("extract:raw"))
-    most = rows_per_span(context, row_bytes)
+    windows = context.spec.features.windows
+    most = (windowed_rows_per_span if windows else rows_per_span)(context, row_bytes)
     rows = min(most, known) if known else most
     label_records = context.workspace.table("labels").rows()
     label_rows = min(_MOST_LABELS, label_records) if label_records else _MOST_LABELS
     labels = Forecast(project_labels(context, label_rows), label_rows)
-    if context.spec.features.windows:
-        gather, search = project_gather(context, rows, row_bytes), project_search(context)
-        return [labels, Forecast(gather, rows), Forecast(search, rows)]
+    if windows:
+        return [labels, Forecast(project_windows(context, rows, row_bytes), rows)]
     streamed = min(known or _STREAMED_SPAN_ROWS, _STREAMED_SPANS * _STREAMED_SPAN_ROWS)
     stream = project_stream(context, streamed, row_bytes)
     sort = Forecast(project_sort(context, rows, row_bytes), rows)
@@ -429,26 +434,34 @@ def forecast(context: StageContext) -> list[Forecast]:
     ]
 
 
-def _segments_in_reach(context: StageContext, plan: Plan, own: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return, over events and labels, the segments that windows of the plan's span may overlap."""
+def _segments_in_reach(context: StageContext, plan: Plan) -> dict[str, list[Any]]:
+    """Return, over events and labels, the segments that windows of the plan's spans may overlap; not its own."""
     feature_set, workspace = context.spec.feature_set, context.workspace
     low, high = plan.bounds["span"]
     windows = context.spec.features.windows
     reach = max((microseconds(context.spec.features.gap_of(w) + max(w.lengths)) for w in windows), default=0)
-    start, end = time_of(low - reach), time_of(high)
     prepared = prepared_table(workspace, feature_set)
     labels = label_events_table(workspace, feature_set)
-    event_ns = {c.n for c in prepared.chunks() if c.may_hold(EVENT_TIME, start, end)} - set(plan.bounds["replaces"])
+    replaced = set(plan.bounds["replaced"])
+    live = [
+        _span_name(names[0])
+        for span, names in _live_spans(prepared)
+        if span.overlaps(low - reach, high) and not replaced.issuperset(names)
+    ]
     label_chunks = labels.chunks(newest_n=prepared.transaction(plan.app))
-    label_ns = {c.n for c in label_chunks if c.may_hold("known_at", start, end)}
+    label_ns = {c.n for c in label_chunks if c.may_hold("known_at", time_of(low - reach), time_of(high))}
     journal = workspace.journal
+    records = {n: journal.commit(plan.app, n) or {} for n in {chunk_n(name) for name in live} | label_ns}
     return {
-        "events": [
-            *own,
-            *(ref for n in sorted(event_ns) for ref in (journal.commit(plan.app, n) or {})["event_segments"]),
-        ],
-        "labels": [ref for n in sorted(label_ns) for ref in (journal.commit(plan.app, n) or {})["label_segments"]],
+        "events": [ref for name in sorted(live) for ref in _segments_of(records[chunk_n(name)], name)],
+        "labels": [ref for n in sorted(label_ns) for ref in records[n]["label_segments"]],
     }
+
+
+def _segments_of(record: Mapping[str, Any], span_name: str) -> list[Any]:
+    """Return the segments of a span's events."""
+    found = record["event_segments"]
+    return list(found if isinstance(found, list) else found[span_name])  # a list of 0.1: a commit was one span
 
 
 def _micros(value: datetime) -> int:

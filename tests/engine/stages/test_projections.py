@@ -34,7 +34,10 @@ FEATURES = {
 }
 COLUMNS = 1 + 2 + 2 + 2
 SEARCHED = BATCH // (8 * (COLUMNS + 8))
-WINDOW = 160 + 1 * (40 + 24) + 18 * 2 + 24 * 16  # of the one that takes most
+# Of the window that takes most: for each of its rows, and for each of those that a thread searches at once.
+WINDOW = 96 + max(2 * 16 + 9 * 2, 1 * (16 + 24) + 9 * 2)
+BLOCKS = 2 * 32_768 * (160 + 1 * (40 + 24) + 24 * 16)
+SEGMENT = 40 + 16 + 72 + 8 + 8
 
 
 @pytest.fixture
@@ -86,22 +89,26 @@ def test_joining_labels(context: StageContext) -> None:
     _check(footprints.project_labels(context, ROWS), expected)
 
 
-def _gather(rows: int) -> int:
-    return rows * 3 * int(ROW_BYTES) + 2 * BATCH + GROUP + 12 * MIB
+def test_spans_with_windows(context: StageContext) -> None:
+    found = footprints.project_windows(context, ROWS, ROW_BYTES)
+    rows = ROWS * (5 * int(ROW_BYTES) + SEGMENT + 16 * COLUMNS + WINDOW)
+    pages = (COLUMNS + 3) * MIB // 4
+    _check(found, rows + BLOCKS + 2 * BATCH + 3 * GROUP + pages + (16 + 12) * MIB)
+    assert (found.rows, found.row_bytes) == (ROWS, 5 * ROW_BYTES)
 
 
-def _search(*, batches: int) -> int:
-    return batches * BATCH + SEARCHED * (8 * COLUMNS + WINDOW) + 2 * GROUP + (COLUMNS + 3) * MIB // 4 + 16 * MIB
-
-
-def test_gathering_and_searching_a_span(context: StageContext) -> None:
-    _check(footprints.project_gather(context, ROWS, ROW_BYTES), _gather(ROWS))
-    _check(footprints.project_search(context), _search(batches=6))
+@pytest.mark.parametrize("mebibytes", [192, 256, 384])
+def test_a_span_with_windows_has_the_rows_that_fit(context: StageContext, mebibytes: int) -> None:
+    small = dataclasses.replace(context, budget=Budget(mebibytes * MIB, batch_bytes=BATCH))
+    rows = footprints.windowed_rows_per_span(small, ROW_BYTES)
+    assert footprints.project_windows(small, rows, ROW_BYTES).projected_bytes <= mebibytes * MIB
+    assert footprints.project_windows(small, 2 * rows, ROW_BYTES).projected_bytes > mebibytes * MIB or rows == 500_000
 
 
 def test_sorting_a_piece_holds_its_rows_while_it_writes_them(context: StageContext) -> None:
     found = footprints.project_sort(context, ROWS, ROW_BYTES)
-    _check(found, _gather(ROWS) - 2 * BATCH + _search(batches=6))
+    held = ROWS * 3 * int(ROW_BYTES) + 6 * BATCH + SEARCHED * 8 * COLUMNS
+    _check(found, held + 3 * GROUP + 12 * MIB + (COLUMNS + 3) * MIB // 4 + 16 * MIB)
     assert (found.rows, found.row_bytes) == (ROWS, 3 * ROW_BYTES)
 
 
