@@ -61,11 +61,10 @@ def rows_per_span(context: StageContext, row_bytes: float) -> int:
 
 def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
     """Return how many rows, of ``row_bytes`` in memory each, a span with windows may hold."""
-    one = project_windows(context, 1, row_bytes)
-    of_rows = sum(one.terms[name] for name in _ROW_TERMS)
-    free = context.budget.allowed_bytes - (one.projected_bytes - of_rows)
-    each = project_windows(context, 1_000, row_bytes)
-    row = sum(each.terms[name] for name in _ROW_TERMS) / 1_000
+    most = project_windows(context, _MOST_SPAN_ROWS, row_bytes)
+    of_rows = sum(most.terms[name] for name in _ROW_TERMS)
+    free = context.budget.allowed_bytes - (most.projected_bytes - of_rows)
+    row = of_rows / _MOST_SPAN_ROWS
     return max(_LEAST_SPAN_ROWS, min(_MOST_SPAN_ROWS, int(_WINDOWED_SHARE * free / row)))
 
 
@@ -90,12 +89,12 @@ def project_windows(context: StageContext, rows: int, row_bytes: float) -> Proje
         segment_build_bytes_per_row(len(plan.keys), len(plan.measures), squares=len(plan.squares))
         for plan in segment_plans(features, over="events")
     ]
-    threads = context.budget.threads
+    blocks = [window_block_bytes(window, rows=rows, threads=context.budget.threads) for window in windows]
     terms = {
         _SPANS: int(rows * held),
         _BUILDING: min(rows, SEGMENT_ROWS) * max(building, default=0),
         _RESULTS: rows * (16 * columns + max((window_bytes_per_row(window) for window in windows), default=0)),
-        "blocks being searched": max((window_block_bytes(window, threads=threads) for window in windows), default=0),
+        "blocks being searched": max(blocks, default=0),
         "batches in flight": 2 * context.budget.batch_bytes,
         "row group being read": ROW_GROUP_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,

@@ -73,11 +73,11 @@ def window_bytes_per_row(window: WindowSpec) -> int:
     return 96 + lengths * held + 9 * statistics
 
 
-def window_block_bytes(window: WindowSpec, *, threads: int) -> int:
-    """Return what the blocks take that so many threads search at once, of rows of whatever size."""
+def window_block_bytes(window: WindowSpec, *, rows: int, threads: int) -> int:
+    """Return what the blocks take of a batch of so many rows, that so many threads search at once."""
     lengths = len(window.lengths)
     held = 8 if measure_of(window) is None else 40 + 24 * (2 if "std" in window.statistics else 1)
-    return threads * _BLOCK_ROWS * (160 + lengths * held + 24 * 16)
+    return min(rows, threads * _BLOCK_ROWS) * (160 + lengths * held + 24 * 16)
 
 
 class WindowReader:

@@ -451,5 +451,5 @@ def test_memory_of_a_batch_stays_within_its_estimate(tmp_path):
     peak = tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before
     tracemalloc.stop()
     assert len(found) == len(window.names())
-    estimate = 50_000 * window_bytes_per_row(window) + window_block_bytes(window, threads=1)
+    estimate = 50_000 * window_bytes_per_row(window) + window_block_bytes(window, rows=50_000, threads=1)
     assert 0.3 * estimate < peak <= estimate

@@ -74,7 +74,7 @@ def _prepared(context: StageContext) -> list[tuple[Any, ...]]:
 def test_a_span_that_is_stopped_at_its_budget_is_divided_and_the_next_plan_knows(
     letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 0.4)  # a projection that knows nothing of the copies
+    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 1.6)  # a projection that knows nothing of the copies
     seen: list[events.Event] = []
     small = _context(letters, memory="192MiB", seen=seen)
     run_stage(ExtractStage("raw"), small)
@@ -98,7 +98,7 @@ def test_a_span_that_is_stopped_at_its_budget_is_divided_and_the_next_plan_knows
 def test_a_slice_that_cannot_be_divided_further_fails_with_what_it_would_take(
     letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 0.4)
+    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 1.6)
     monkeypatch.setattr(PrepareStage, "smaller", lambda *_: None)
     context = _context(letters, memory="192MiB", seen=[])
     run_stage(ExtractStage("raw"), context)

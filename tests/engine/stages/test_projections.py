@@ -36,7 +36,7 @@ COLUMNS = 1 + 2 + 2 + 2
 SEARCHED = BATCH // (8 * (COLUMNS + 8))
 # Of the window that takes most: for each of its rows, and for each of those that a thread searches at once.
 WINDOW = 96 + max(2 * 16 + 9 * 2, 1 * (16 + 24) + 9 * 2)
-BLOCKS = 2 * 32_768 * (160 + 1 * (40 + 24) + 24 * 16)
+BLOCKS = ROWS * (160 + 1 * (40 + 24) + 24 * 16)
 SEGMENT = 40 + 16 + 72 + 8 + 8
 
 
