@@ -21,6 +21,7 @@ from engine.errors import SchemaMismatch, SpecError
 
 Codes = npt.NDArray[np.int64]
 
+_WIDEST = 2**62
 _FEW = 32  # times fewer wanted values than known ones: searched one by one
 
 
@@ -35,11 +36,21 @@ class KeyColumn:
 
 
 @dataclass(frozen=True)
-class BatchKeys:
-    """The distinct keys of a batch, and which of them each row has."""
+class SortedKeys:
+    """The distinct keys of some rows in order, null first, and the rows sorted by (key, time), earlier ones first."""
 
     columns: tuple[KeyColumn, ...]  # their rows are the distinct keys
-    inverse: Codes  # (rows of the batch,): place among the distinct keys
+    order: npt.NDArray[np.int32]  # (rows,)
+    starts: Codes  # (distinct keys + 1,): where each one's rows begin in that order
+
+    @property
+    def size(self) -> int:
+        """How many distinct keys there are."""
+        return len(self.starts) - 1
+
+    def codes(self) -> Codes:
+        """Return the place among the distinct keys of each row in order, int64 (rows,)."""
+        return np.repeat(np.arange(self.size, dtype=np.int64), np.diff(self.starts))
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,8 @@ class KeyDictionary:
         """How many indices there are; with one column, index 0 is null whether it occurs or not."""
         return len(self.pairs[-1]) if self.pairs else len(self.values[0]) + 1
 
-    def find(self, batch: BatchKeys) -> Codes:
-        """Return the index of each distinct key of the batch, int64, -1 for one that the segment lacks.
+    def find(self, columns: Sequence[KeyColumn]) -> Codes:
+        """Return the index of each distinct key, int64, -1 for one that the segment lacks.
 
         Raises
         ------
@@ -65,7 +76,7 @@ class KeyDictionary:
             A column has values of another kind than the segment's.
         """
         found: Codes | None = None
-        for place, column in enumerate(batch.columns):
+        for place, column in enumerate(columns):
             kind, values = self.kinds[place], self.values[place]
             if column.kind != kind and "null" not in (column.kind, kind):
                 raise SchemaMismatch(
@@ -98,35 +109,72 @@ def read_key_columns(rows: pa.Table, names: Sequence[str]) -> tuple[KeyColumn, .
     return tuple(_read(rows.column(name), name) for name in names)
 
 
-def batch_keys(rows: pa.Table, names: Sequence[str]) -> BatchKeys:
-    """Return the distinct keys of a batch; see ``read_key_columns``."""
+def sort_keys(rows: pa.Table, names: Sequence[str], times: Codes) -> SortedKeys:
+    """Return the distinct keys of some rows, and the rows sorted by key and time.
+
+    Parameters
+    ----------
+    rows, names
+        See ``read_key_columns``.
+    times
+        int64 (rows,); where they ascend already, nothing is done for it.
+    """
+    if not names:
+        raise ValueError("a key has at least one column")
+    by_time = None if (times[1:] >= times[:-1]).all() else np.argsort(times, kind="stable")
+    if len(names) == 1:
+        name, array = names[0], _whole(rows.column(names[0]))
+        kind, array = _canonical(array, name)
+        if array.type == pa.int64() and kind != "null":
+            low, high = (int(value or 0) for value in pc.min_max(array).as_py().values())
+            if (high - low + 2) << len(array).bit_length() < _WIDEST:
+                codes = pc.fill_null(array, low).to_numpy(zero_copy_only=False) - low + 1
+                if array.null_count:
+                    codes[array.is_null().to_numpy(zero_copy_only=False)] = 0
+                order, starts, distinct = _sorted(codes, by_time)
+                first = int(len(distinct) > 0 and distinct[0] == 0)
+                values = pa.array(distinct[first:] + (low - 1))
+                return SortedKeys((KeyColumn(name, kind, values, np.arange(1 - first, len(values) + 1)),), order, starts)
     columns = tuple(_in_order(column) for column in read_key_columns(rows, names))
     combined = columns[0].codes
-    if len(columns) == 1:  # its codes are dense already, but that of null may be none
-        [column], first = columns, int(len(combined) > 0 and combined.min() > 0)
-        codes = np.arange(first, len(column.values) + 1)
-        return BatchKeys((KeyColumn(column.name, column.kind, column.values, codes),), combined - first)
     for column in columns[1:]:
         # Dense again after each column: the product of several could pass int64.
         dense = np.unique(combined, return_inverse=True)[1] if combined.size else combined
         combined = dense * (len(column.values) + 1) + column.codes
-    _, at, inverse = np.unique(combined, return_index=True, return_inverse=True)
-    distinct = tuple(KeyColumn(c.name, c.kind, c.values, c.codes[at]) for c in columns)
-    return BatchKeys(distinct, inverse.astype(np.int64))
+    if combined.size and int(combined.max()) << len(combined).bit_length() >= _WIDEST:
+        combined = np.unique(combined, return_inverse=True)[1]
+    order, starts, _ = _sorted(combined, by_time)
+    at = order[starts[:-1]]
+    return SortedKeys(tuple(KeyColumn(c.name, c.kind, c.values, c.codes[at]) for c in columns), order, starts)
+
+
+def _sorted(codes: Codes, by_time: Codes | None) -> tuple[npt.NDArray[np.int32], Codes, Codes]:
+    """Return rows sorted by (code, time, row), where each code's begin, and the distinct codes.
+
+    A code and a row in one number, sorted as a number: ten times as fast as an indirect stable sort.
+    """
+    bits = len(codes).bit_length()
+    packed = (codes if by_time is None else codes[by_time]) << bits
+    packed |= np.arange(len(codes))
+    packed.sort()
+    order = (packed & ((1 << bits) - 1)).astype(np.int32)
+    packed >>= bits
+    begins = np.append(np.flatnonzero(packed[1:] != packed[:-1]) + 1, len(packed))
+    starts = np.append(0, begins) if len(packed) else np.zeros(1, dtype=np.int64)
+    distinct = packed[starts[:-1]]
+    return (order if by_time is None else by_time[order].astype(np.int32)), starts, distinct
 
 
 def build_dictionary(columns: Sequence[KeyColumn]) -> tuple[KeyDictionary, Codes]:
-    """Return the dictionary of a segment's keys and the index of each row, int64 (rows,)."""
+    """Return the dictionary of distinct keys that are in order, and the index of each, int64, ascending."""
     values, pairs = [], []
     index: Codes | None = None
     for column in columns:
-        ordered = _in_order(column)
-        values.append(ordered.values)
-        codes = ordered.codes
+        values.append(column.values)
         if index is None:
-            index = codes
+            index = column.codes
         else:
-            known, index = np.unique(index * (len(ordered.values) + 1) + codes, return_inverse=True)
+            known, index = np.unique(index * (len(column.values) + 1) + column.codes, return_inverse=True)
             pairs.append(known.astype(np.int64))
     if index is None:
         raise ValueError("a key has at least one column")
@@ -170,12 +218,7 @@ def _places(column: KeyColumn, known: pa.Array) -> Codes:
 
 
 def _read(column: pa.ChunkedArray, name: str) -> KeyColumn:
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # of no chunk
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=column.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.cast(array.type.value_type)
-    kind, array = _canonical(array, name)
+    kind, array = _canonical(_whole(column), name)
     if kind == "null":
         return KeyColumn(name, kind, pa.array([], pa.int64()), np.zeros(len(array), dtype=np.int64))
     encoded = array.dictionary_encode()
@@ -190,6 +233,15 @@ def _read(column: pa.ChunkedArray, name: str) -> KeyColumn:
     elif pa.types.is_binary(values.type):
         values = values.cast(pa.large_binary())
     return KeyColumn(name, kind, values, codes)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column in one piece, its values themselves."""
+    if column.num_chunks == 1:
+        array = column.chunk(0)
+    else:
+        array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    return array.cast(array.type.value_type) if pa.types.is_dictionary(array.type) else array
 
 
 def _canonical(array: pa.Array, name: str) -> tuple[str, pa.Array]:

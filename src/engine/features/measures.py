@@ -1,8 +1,8 @@
 """A measured column as running sums in a segment, and the totals of windows over several segments.
 
-Integers, booleans and decimals are summed as int64, split into 32-bit limbs where they could overflow: exact. Floats
-take three levels (``prefix_sums.py``). NaN and infinity are counted beside the sums. Which rows a window spans is
-decided in ``windows.py``.
+Integers, booleans and decimals are summed in limbs (``limbs.py``), and so are floats that fit a few; other floats, and
+their squares, take three levels (``prefix_sums.py``). NaN and infinity are counted beside the sums. Which rows a window
+spans is decided in ``window_search.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import SpecError
+from engine.features.limbs import BITS, LIMB, SAFE, LimbSums, running, split_floats, split_squares, split_whole
 from engine.features.prefix_sums import (
     LARGEST,
     LARGEST_SQUARED,
@@ -32,33 +33,37 @@ from engine.features.prefix_sums import (
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_LIMB = 0xFFFFFFFF
-_SAFE = 2**62  # sums up to here need no limbs
 _SPECIAL = ("nan", "plus", "minus", "outside")
 _LEVELS = ("first", "second", "third")
+
+
+@dataclass(frozen=True)
+class SumLayout:
+    """How running sums lie in a segment."""
+
+    limbs: int  # 0: three levels of floats
+    lowest: int = 0  # place of the lowest limb
+    bound: int = 0  # no limb's running sum passes it
 
 
 @dataclass(frozen=True)
 class MeasureLayout:
     """How one measure lies in a segment."""
 
-    whole: bool  # integers scaled by 10**scale, not floats
+    real: bool  # floats
     boolean: bool  # its own square
-    scale: int  # decimal digits
-    limbs: int  # of a whole measure's sum
-    bound: int  # no sum of a whole measure in the segment passes it, unscaled
-    squares: int  # limbs of a whole measure's squares, 1 for floats; 0 where they were not kept
-    squares_bound: int
+    scale: int  # decimal digits: whole numbers are 10**scale times the values
+    nulls: bool  # whether present values are counted
+    special: tuple[str, ...]  # which of NaN, the infinities and what is too large to square are counted
+    sums: SumLayout
+    squares: SumLayout | None  # None: not kept
 
-
-@dataclass(frozen=True)
-class Ranges:
-    """Windows' rows in one segment: positions ``low <= p < high``, not empty, inside runs that begin at ``start``."""
-
-    at: Places | slice  # which windows; a slice for all of them
-    low: Places
-    high: Places
-    start: Places
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MeasureLayout:
+        """Return the layout that ``dataclasses.asdict`` described."""
+        squares = value["squares"]
+        sums = {"sums": SumLayout(**value["sums"]), "squares": None if squares is None else SumLayout(**squares)}
+        return cls(**{**value, **sums, "special": tuple(value["special"])})
 
 
 def build_measure(
@@ -82,24 +87,39 @@ def build_measure(
     """
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
     of = array.type
-    present = array.is_valid().to_numpy(zero_copy_only=False)[order]
     arrays: dict[str, npt.NDArray[Any]] = {}
-    if not present.all():
+    present = array.is_valid().to_numpy(zero_copy_only=False)[order] if array.null_count else None
+    if present is not None:
         arrays["present"] = _counts(present)
     if pa.types.is_floating(of):
-        layout = _build_floats(array, order=order, starts=starts, squares=squares, present=present, into=arrays)
-    elif pa.types.is_boolean(of) or pa.types.is_integer(of) or pa.types.is_decimal(of) or pa.types.is_null(of):
-        layout = _build_whole(array, order=order, squares=squares, into=arrays)
-    else:
-        raise SpecError(
-            f"features.windows: column {name!r} is of type {of}, which cannot be measured",
-            hint="sum, mean, std and rate need a number or a boolean; count and since need no column",
+        special, sums, squared = _build_floats(
+            array, order=order, starts=starts, squares=squares, present=present, into=arrays
         )
-    return layout, arrays
+        return MeasureLayout(True, False, 0, present is not None, special, sums, squared), arrays
+    if pa.types.is_boolean(of) or pa.types.is_integer(of) or pa.types.is_decimal(of) or pa.types.is_null(of):
+        boolean, scale = pa.types.is_boolean(of), of.scale if pa.types.is_decimal(of) else 0
+        sums, squared = _build_whole(array, order=order, squares=squares and not boolean, into=arrays)
+        return MeasureLayout(False, boolean, scale, present is not None, (), sums, squared), arrays
+    raise SpecError(
+        f"features.windows: column {name!r} is of type {of}, which cannot be measured",
+        hint="sum, mean, std and rate need a number or a boolean; count and since need no column",
+    )
+
+
+@dataclass(frozen=True)
+class Before:
+    """What of a measure comes before some rows of a segment, as far as windows of their keys are concerned."""
+
+    present: Places | None
+    special: Mapping[str, npt.NDArray[Any]]
+    sums: Sequence[Any]
+    squares: Sequence[Any]
 
 
 class Totals:
-    """Sum, count of present values and, if asked, squares of windows; segments are added in any order.
+    """Sum, count of present values and, if asked, squares of windows over segments of some layouts.
+
+    A window is what comes before its end less what comes before its begin: each is added by itself, in any order.
 
     Parameters
     ----------
@@ -112,72 +132,83 @@ class Totals:
     """
 
     def __init__(self, rows: int, *, layouts: Sequence[MeasureLayout], squares: bool) -> None:
-        self._present = np.zeros(rows, dtype=np.int64)
-        self._special: dict[str, Places] = {}
-        floats = any(not layout.whole for layout in layouts)
-        self._scale = 0 if floats else max((layout.scale for layout in layouts), default=0)
-        plain = all(x.whole and x.limbs == 1 and x.scale == self._scale for x in layouts)
-        self._sum = _sums(rows, plain=plain and sum(x.bound for x in layouts) < _SAFE)
-        self._squares: _PlainSums | _WideSums | None = None
+        nulls = any(layout.nulls for layout in layouts)
+        self._present = np.zeros(rows, dtype=np.int64) if nulls else None
+        names = [name for name in _SPECIAL if any(name in layout.special for layout in layouts)]
+        self._special = {name: np.zeros(rows, dtype=np.int64) for name in names}
+        real = any(layout.real for layout in layouts)
+        self._scale = 0 if real else max((layout.scale for layout in layouts), default=0)
+        same = all(layout.scale == self._scale for layout in layouts)
+        self._sums = _sums(rows, [layout.sums for layout in layouts], exact=same)
+        self._squares: _Limbs | _Levels | None = None
         if squares:
-            plain &= all(x.boolean or x.squares == 1 for x in layouts)
-            self._squares = _sums(rows, plain=plain and sum(x.squares_bound for x in layouts) < _SAFE)
+            self._squares = _sums(rows, [squares_of(layout) for layout in layouts], exact=same)
 
-    def add(self, layout: MeasureLayout, arrays: Arrays, ranges: Ranges) -> None:
-        """Add one segment's part of the windows in ``ranges``."""
-        at, low, high = ranges.at, ranges.low, ranges.high
-        present = arrays.get("present")
-        self._present[at] += high - low if present is None else present[high].astype(np.int64) - present[low]
-        for special in _SPECIAL:
-            if special in arrays:
-                count = self._special.setdefault(special, np.zeros(len(self._present), dtype=np.int64))
-                count[at] += arrays[special][high].astype(np.int64) - arrays[special][low]
-        self._sum.add(layout, arrays, ranges, name="sum", limbs=layout.limbs, power=self._scale - layout.scale)
+    def before(self, layout: MeasureLayout, arrays: Arrays, rows: Places, starts: Places) -> Before:
+        """Return what comes before ``rows`` of a segment, in the runs that begin at ``starts``."""
+        power = self._scale - layout.scale
+        squares: Sequence[Any] = ()
         if self._squares is not None:
-            name, limbs = ("sum", layout.limbs) if layout.boolean else ("squares", layout.squares)
-            if not limbs:
-                raise ValueError("a standard deviation was asked of a segment that keeps no squares")
-            power = 2 * (self._scale - layout.scale)
-            self._squares.add(layout, arrays, ranges, name=name, limbs=limbs, power=power)
+            name = "sum" if layout.boolean else "squares"
+            squares = self._squares.before(squares_of(layout), arrays, rows, starts, name=name, power=2 * power)
+        return Before(
+            None if self._present is None else arrays["present"][rows] if layout.nulls else rows,
+            {name: arrays[name][rows] for name in layout.special if name in self._special},
+            self._sums.before(layout.sums, arrays, rows, starts, name="sum", power=power),
+            squares,
+        )
+
+    def add(self, part: Before, *, at: Places | slice = slice(None), less: bool = False) -> None:
+        """Add what ends a window, or with ``less`` take away what begins it, at the places ``at``."""
+        if self._present is not None and part.present is not None:
+            _add(self._present, part.present, at, less)
+        for name, counted in part.special.items():
+            _add(self._special[name], counted, at, less)
+        self._sums.add(part.sums, at, less)
+        if self._squares is not None:
+            self._squares.add(part.squares, at, less)
 
     def take(self, at: Places) -> Totals:
         """Return the totals of the windows at these places, each as often as it is named, to add more to."""
         out = copy.copy(self)
-        out._present = self._present[at]
+        out._present = None if self._present is None else self._present[at]
         out._special = {name: counted[at] for name, counted in self._special.items()}
-        out._sum = self._sum.take(at)
+        out._sums = self._sums.take(at)
         out._squares = None if self._squares is None else self._squares.take(at)
         return out
+
+    def present(self, rows: Places) -> Places:
+        """Return how many values are present, given how many rows there are."""
+        return rows if self._present is None else self._present
 
     def sum(self) -> Floats:
         """Return the sums, rounded once (a decimal's twice); 0 for an empty window.
 
         A window with a NaN, or with both infinities, has NaN; one with an infinity has that.
         """
-        return self._with_special(self._sum.rounded() / 10.0**self._scale)
+        out = self._sums.rounded()
+        return self._with_special(out / 10.0**self._scale if self._scale else out)
 
-    def mean(self) -> Floats:
-        """Return the means of the present values; 0 where there are none, which ``defined(1)`` tells apart."""
-        count = np.where(self._present > 0, self._present, 1)
-        divisor = count.astype(np.float64) * 10.0**self._scale
-        return self._with_special(self._sum.rounded() / divisor)
+    def mean(self, rows: Places) -> Floats:
+        """Return the means of the present values of so many rows; 0 where there are none."""
+        count = np.maximum(self.present(rows), 1).astype(np.float64)
+        out = self._sums.rounded()
+        return self._with_special(out / (count * 10.0**self._scale) if self._scale else out / count)
 
-    def std(self) -> Floats:
+    def std(self, rows: Places) -> Floats:
         """Return the sample standard deviations (n - 1), NaN with fewer than two values or any NaN or infinity."""
         if self._squares is None:
             raise ValueError("these totals keep no squares")
-        count = np.where(self._present > 1, self._present, 2)
-        spread = sum_squared_deviations(count, self._sum.parts(), self._squares.parts())
+        count = np.maximum(self.present(rows), 2)
+        spread = sum_squared_deviations(count, self._sums.parts(), self._squares.parts())
         out: Floats = np.sqrt(spread / (count.astype(np.float64) * (count - 1))) / 10.0**self._scale
         for counted in self._special.values():
             out[counted > 0] = np.nan
         return out
 
-    def defined(self, least: int) -> npt.NDArray[np.bool_]:
-        """Return where at least so many values are present."""
-        return self._present >= least
-
     def _with_special(self, out: Floats) -> Floats:
+        if not self._special:
+            return out
         none = np.zeros(len(out), dtype=np.int64)
         nan, plus, minus = (self._special.get(name, none) > 0 for name in ("nan", "plus", "minus"))
         out[plus] = np.inf
@@ -186,57 +217,25 @@ class Totals:
         return out
 
 
-class _PlainSums:
-    """Sums that fit int64 whatever the windows, all of one scale."""
+class _Limbs:
+    """Sums whose limbs fit int64 whatever the windows, all of one scale."""
 
-    def __init__(self, rows: int) -> None:
-        self._sums = np.zeros(rows, dtype=np.int64)
+    def __init__(self, sums: LimbSums) -> None:
+        self._sums = sums
 
-    def take(self, at: Places) -> _PlainSums:
-        out = _PlainSums(0)
-        out._sums = self._sums[at]
-        return out
+    def take(self, at: Places) -> _Limbs:
+        return _Limbs(self._sums.take(at))
 
-    def add(self, layout: MeasureLayout, arrays: Arrays, ranges: Ranges, *, name: str, limbs: int, power: int) -> None:
-        del layout, limbs, power  # one limb, power 0: why it is plain
-        sums = arrays[f"{name}.0"]
-        self._sums[ranges.at] += sums[ranges.high] - sums[ranges.low]
+    def before(
+        self, layout: SumLayout, arrays: Arrays, rows: Places, starts: Places, *, name: str, power: int
+    ) -> list[tuple[int, Places]]:
+        del starts, power  # power is 0: why it is exact
+        first = layout.lowest - self._sums.lowest
+        return [(first + limb, arrays[f"{name}.{limb}"][rows]) for limb in range(layout.limbs)]
 
-    def rounded(self) -> Floats:
-        return self._sums.astype(np.float64)
-
-    def parts(self) -> tuple[Floats, Floats, Floats]:
-        out = Expansion(len(self._sums))
-        out.add_whole(self._sums)
-        return out.parts()
-
-
-class _WideSums:
-    """Sums of floats, of integers that could overflow int64, or of both."""
-
-    def __init__(self, rows: int) -> None:
-        self._sums = Expansion(rows)
-
-    def take(self, at: Places) -> _WideSums:
-        out = _WideSums(0)
-        out._sums = self._sums.take(at)
-        return out
-
-    def add(self, layout: MeasureLayout, arrays: Arrays, ranges: Ranges, *, name: str, limbs: int, power: int) -> None:
-        at, low, high = ranges.at, ranges.low, ranges.high
-        if layout.whole:
-            for limb in range(limbs):
-                sums = arrays[f"{name}.{limb}"]
-                _add_scaled(self._sums, sums[high] - sums[low], at, shift=32 * limb, power=power)
-            return
-        inside = low > ranges.start
-        some = inside.any()
-        before = np.where(inside, low - 1, 0) if some else low
-        for level in _LEVELS:
-            sums = arrays[f"{name}.{level}"]
-            self._sums.add(sums[high - 1], at)
-            if some:
-                self._sums.add(np.where(inside, -sums[before], 0.0), at)
+    def add(self, part: Sequence[tuple[int, Places]], at: Places | slice, less: bool) -> None:
+        for place, values in part:
+            _add(self._sums.limbs[place], values, at, less)
 
     def rounded(self) -> Floats:
         return self._sums.rounded()
@@ -245,26 +244,77 @@ class _WideSums:
         return self._sums.parts()
 
 
-def _sums(rows: int, *, plain: bool) -> _PlainSums | _WideSums:
-    return _PlainSums(rows) if plain else _WideSums(rows)
+class _Levels:
+    """Sums of floats that range too widely for limbs, of limbs that could overflow, of several scales, or of all."""
+
+    def __init__(self, sums: Expansion) -> None:
+        self._sums = sums
+
+    def take(self, at: Places) -> _Levels:
+        return _Levels(self._sums.take(at))
+
+    def before(
+        self, layout: SumLayout, arrays: Arrays, rows: Places, starts: Places, *, name: str, power: int
+    ) -> list[Floats]:
+        if layout.limbs:
+            out = []
+            for limb in range(layout.limbs):
+                out += _scaled(arrays[f"{name}.{limb}"][rows], shift=BITS * (layout.lowest + limb), power=power)
+            return out
+        inside = rows > starts
+        last = np.where(inside, rows - 1, 0)
+        return [np.where(inside, arrays[f"{name}.{level}"][last], 0.0) for level in _LEVELS] if len(rows) else []
+
+    def add(self, part: Sequence[Floats], at: Places | slice, less: bool) -> None:
+        for values in part:
+            self._sums.add(-values if less else values, at)
+
+    def rounded(self) -> Floats:
+        return self._sums.rounded()
+
+    def parts(self) -> tuple[Floats, Floats, Floats]:
+        return self._sums.parts()
 
 
-def _add_scaled(into: Expansion, values: Places, at: Places | slice, *, shift: int, power: int) -> None:
-    """Add ``values * 2**shift * 10**power``: exact up to 10**22, else to about 1e-31."""
-    if not power:
-        into.add_whole(values, at, shift=shift)
-        return
+def squares_of(layout: MeasureLayout) -> SumLayout:
+    """Return how squares lie in a segment; of booleans as their sums."""
+    squares = layout.sums if layout.boolean else layout.squares
+    if squares is None:
+        raise ValueError("a standard deviation was asked of a segment that keeps no squares")
+    return squares
+
+
+def _sums(rows: int, layouts: Sequence[SumLayout], *, exact: bool) -> _Limbs | _Levels:
+    if not layouts:
+        return _Limbs(LimbSums(rows, lowest=0, limbs=1))
+    if not exact or any(not layout.limbs for layout in layouts) or sum(x.bound for x in layouts) >= SAFE:
+        return _Levels(Expansion(rows))
+    lowest = min(layout.lowest for layout in layouts)
+    return _Limbs(LimbSums(rows, lowest=lowest, limbs=max(x.lowest + x.limbs for x in layouts) - lowest))
+
+
+def _add(into: npt.NDArray[Any], values: npt.NDArray[Any], at: Places | slice, less: bool) -> None:
+    if less:
+        into[at] -= values
+    else:
+        into[at] += values
+
+
+def _scaled(values: Places, *, shift: int, power: int) -> list[Floats]:
+    """Return floats that add up to ``values * 2**shift * 10**power``: exact up to 10**22, else to about 1e-31."""
+    out: list[Floats] = []
     factor = np.asarray(10.0 ** abs(power))
-    for part, bits in ((values >> 32, 32 + shift), (values & _LIMB, shift)):
+    for part, bits in ((values >> BITS, BITS + shift), (values & LIMB, shift)):
         number = np.ldexp(part.astype(np.float64), bits)
-        if power > 0:
-            terms = two_product(number, factor)
+        if not power:
+            out.append(number)
+        elif power > 0:
+            out += two_product(number, factor)
         else:
             quotient = number / factor
             product, error = two_product(quotient, factor)
-            terms = (quotient, ((number - product) - error) / factor)
-        for term in terms:
-            into.add(term, at)
+            out += (quotient, ((number - product) - error) / factor)
+    return out
 
 
 def _counts(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
@@ -280,44 +330,53 @@ def _build_floats(
     order: Places,
     starts: Places,
     squares: bool,
-    present: npt.NDArray[np.bool_],
+    present: npt.NDArray[np.bool_] | None,
     into: dict[str, npt.NDArray[Any]],
-) -> MeasureLayout:
-    values = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)[order]
-    flags = {"nan": np.isnan(values), "plus": values >= LARGEST, "minus": values <= -LARGEST}
-    if squares:
-        flags["outside"] = np.abs(values) >= LARGEST_SQUARED
-    for name, flagged in flags.items():
-        if flagged.any():
-            into[name] = _counts(flagged & present)
-    finite = np.where(flags["nan"] | flags["plus"] | flags["minus"], 0.0, values)
-    for level, sums in zip(_LEVELS, running_sums(finite, starts), strict=True):
-        into[f"sum.{level}"] = sums
-    if squares:
-        small = np.where(np.abs(finite) < LARGEST_SQUARED, finite, 0.0)
-        for level, sums in zip(_LEVELS, running_squares(small, starts), strict=True):
-            into[f"squares.{level}"] = sums
-    return MeasureLayout(False, False, 0, 1, 0, int(squares), 0)
+) -> tuple[tuple[str, ...], SumLayout, SumLayout | None]:
+    if present is not None:
+        array = pc.fill_null(array, 0.0)
+    finite = array.cast(pa.float64()).to_numpy(zero_copy_only=False)[order]
+    special: list[str] = []
+    usual = LARGEST_SQUARED if squares else LARGEST
+    if not np.abs(finite).max(initial=0.0) < usual:
+        flags = {"nan": np.isnan(finite), "plus": finite >= LARGEST, "minus": finite <= -LARGEST}
+        if squares:
+            flags["outside"] = np.abs(finite) >= LARGEST_SQUARED
+        for name, flagged in flags.items():
+            if flagged.any():
+                special.append(name)
+                into[name] = _counts(flagged)
+        finite = np.where(flags["nan"] | flags["plus"] | flags["minus"], 0.0, finite)
+    split = split_floats(finite)
+    if split is not None:
+        lowest, limbs = split
+        _store(limbs, "sum", into)
+        sums = SumLayout(len(limbs), lowest, len(finite) << BITS)
+    else:
+        for level, values in zip(_LEVELS, running_sums(finite, starts), strict=True):
+            into[f"sum.{level}"] = values
+        sums = SumLayout(0)
+    if not squares:
+        return tuple(special), sums, None
+    small = np.where(np.abs(finite) < LARGEST_SQUARED, finite, 0.0)
+    for level, values in zip(_LEVELS, running_squares(small, starts), strict=True):
+        into[f"squares.{level}"] = values
+    return tuple(special), sums, SumLayout(0)
 
 
-def _build_whole(array: pa.Array, *, order: Places, squares: bool, into: dict[str, npt.NDArray[Any]]) -> MeasureLayout:
-    rows, boolean = len(array), pa.types.is_boolean(array.type)
-    scale = array.type.scale if pa.types.is_decimal(array.type) else 0
+def _build_whole(
+    array: pa.Array, *, order: Places, squares: bool, into: dict[str, npt.NDArray[Any]]
+) -> tuple[SumLayout, SumLayout | None]:
+    rows = len(array)
     low, high = _unscaled(array)
-    limbs, largest = _limbs(low[order], high[order], rows=rows)
+    limbs, largest = split_whole(low[order], high[order], rows=rows)
     _store(limbs, "sum", into)
-    count, bound = 0, largest**2 * rows
-    if squares and not boolean:
-        if largest < 2**31:
-            small = low[order].view(np.int64)
-            square = small * small
-            parts = [square] if bound < _SAFE else [square & _LIMB, square >> 32]
-        else:
-            whole: Any = sum(limb.astype(object) << (32 * place) for place, limb in enumerate(limbs))
-            parts = _wide_limbs(whole * whole, 1 + (2 * largest.bit_length()) // 32)
-        _store(parts, "squares", into)
-        count = len(parts)
-    return MeasureLayout(True, boolean, scale, len(limbs), largest * rows, count, bound)
+    sums = SumLayout(len(limbs), 0, largest * rows if len(limbs) == 1 else rows << BITS)
+    if not squares:
+        return sums, None
+    parts = split_squares(limbs, largest=largest, rows=rows)
+    _store(parts, "squares", into)
+    return sums, SumLayout(len(parts), 0, largest**2 * rows if len(parts) == 1 else rows << BITS)
 
 
 def _unscaled(array: pa.Array) -> tuple[npt.NDArray[np.uint64], Places]:
@@ -333,28 +392,6 @@ def _unscaled(array: pa.Array) -> tuple[npt.NDArray[np.uint64], Places]:
     return signed.view(np.uint64), signed >> 63
 
 
-def _limbs(low: npt.NDArray[np.uint64], high: Places, *, rows: int) -> tuple[list[Places], int]:
-    """Return the integers in as few 32-bit limbs (the last one signed) as their sum needs, and the largest of them."""
-    signed = low.view(np.int64)
-    if not rows:
-        return [signed], 0
-    if (high == signed >> 63).all():
-        largest = max(-int(signed.min()), int(signed.max()))
-        if largest * rows < _SAFE:
-            return [signed], largest
-        return [signed & _LIMB, signed >> 32], largest
-    largest = (max(-int(high.min()), int(high.max())) + 1) << 64
-    halves = (low & np.uint64(_LIMB), low >> np.uint64(32))
-    return [*(half.astype(np.int64) for half in halves), high & _LIMB, high >> 32], largest
-
-
-def _wide_limbs(values: npt.NDArray[Any], count: int) -> list[Places]:
-    out = [((values >> (32 * place)) & _LIMB).astype(np.int64) for place in range(count - 1)]
-    return [*out, (values >> (32 * (count - 1))).astype(np.int64)]
-
-
 def _store(limbs: Sequence[Places], prefix: str, into: dict[str, npt.NDArray[Any]]) -> None:
     for place, limb in enumerate(limbs):
-        sums = np.zeros(len(limb) + 1, dtype=np.int64)
-        np.cumsum(limb, out=sums[1:])
-        into[f"{prefix}.{place}"] = sums
+        into[f"{prefix}.{place}"] = running(limb)

@@ -28,6 +28,12 @@ def two_sum(left: Floats, right: Floats) -> tuple[Floats, Floats]:
     return total, (left - (total - other)) + (right - other)
 
 
+def fast_two_sum(large: Floats, small: Floats) -> tuple[Floats, Floats]:
+    """Return what ``two_sum`` does, where ``large`` is 0 or at least as large as ``small``."""
+    total = large + small
+    return total, small - (total - large)
+
+
 def two_product(left: Floats, right: Floats) -> tuple[Floats, Floats]:
     """Return the rounded product and its error: together exactly ``left * right``, barring over- and underflow."""
     product = left * right
@@ -107,12 +113,16 @@ class Expansion:
 
     def rounded(self) -> Floats:
         """Return the sums rounded to the nearest float64, half to even, as ``math.fsum`` does."""
-        first, second, third = self.parts()
-        # `first` was rounded knowing `second` only; where that was a tie, `third` decides.
-        twice = second * 2.0
-        moved = first + twice
-        tie = (moved - first == twice) & (second * np.sign(third) > 0)
-        return np.where(tie, moved, first)
+        return nearest(*self.parts())
+
+
+def nearest(first: Floats, second: Floats, third: Floats) -> Floats:
+    """Return the float64 nearest to a sum of three that do not overlap; of ``third`` only the sign counts."""
+    # `first` was rounded knowing `second` only; where that was a tie, `third` decides.
+    twice = second * 2.0
+    moved = first + twice
+    tie = (moved - first == twice) & (second * np.sign(third) > 0)
+    return np.where(tie, moved, first)
 
 
 def sum_squared_deviations(

@@ -1,7 +1,7 @@
 """A segment: rows sorted by (key, time) with running sums of their measures, one mapped file, written once.
 
 The file is Arrow IPC: one row whose columns are lists, so that arrays of different lengths are mapped without a copy.
-Keys are in ``keys.py``, sums in ``measures.py``, what is asked of them in ``windows.py``.
+Keys are in ``keys.py``, sums in ``measures.py``, what is asked of them in ``window_search.py``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import pyarrow as pa
 
 from engine.batching.atomic import replace_synced
 from engine.errors import SourceError, TableError
-from engine.features.keys import BatchKeys, KeyDictionary, build_dictionary, read_key_columns
+from engine.features.keys import KeyDictionary, SortedKeys, build_dictionary, sort_keys
 from engine.features.measures import MeasureLayout, build_measure
 
-_FORMAT = 1
+_FORMAT = 2
 _FACTS = b"headrace.segment"
 _MOST_ROWS = 2**31 - 1  # counts are int32
+_WIDEST = 2**62
 
 
 @dataclass(frozen=True)
@@ -46,32 +47,67 @@ class SegmentRef:
 
 
 @dataclass(frozen=True)
+class Clock:
+    """How times lie in a segment's places: as what has passed since its first one, or as ranks where that is too long.
+
+    A place is ``(2 * key index + 1) * stride + code``, so that between two keys there is room for one that is not here.
+    """
+
+    base: int
+    stride: int  # codes of times in the segment are below it
+    times: npt.NDArray[np.int64] | None  # distinct and sorted: codes are ranks
+
+    def codes(self, times: npt.NDArray[np.int64], *, after: bool) -> npt.NDArray[np.int64]:
+        """Return the code of the first time not before each of ``times``, or with ``after`` later than it."""
+        if self.times is not None:
+            return np.searchsorted(self.times, times, side="right" if after else "left").astype(np.int64)
+        codes = times - (self.base - int(after))
+        return np.clip(codes, 0, self.stride, out=codes)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Where some keys' rows lie in a segment; of a key that it lacks, where they would."""
+
+    place: npt.NDArray[np.int64]  # of each key, to add codes of times to
+    start: npt.NDArray[np.int64]
+    end: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Segment:
     """An open segment; its arrays are mapped and cost no memory of the process."""
 
     ref: SegmentRef
     keys: KeyDictionary
-    places: npt.NDArray[np.int64]  # (rows,) sorted: key index x number of times + place among the times
-    times: npt.NDArray[np.int64]  # distinct, sorted, microseconds
-    starts: npt.NDArray[np.int64]  # by key index: its first row
-    ends: npt.NDArray[np.int64]  # by key index: the row after its last one
+    clock: Clock
+    places: npt.NDArray[np.int64]  # (rows,) sorted: key and time
+    bounds: npt.NDArray[np.int64]  # (keys + 1,): where each key index's rows begin
     layouts: Mapping[str, MeasureLayout]
     arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]]  # by measure, by name
 
-    def find(self, batch: BatchKeys) -> npt.NDArray[np.int64]:
-        """Return the key index of each distinct key of the batch, -1 where it is not here."""
-        return self.keys.find(batch)
+    def runs(self, found: npt.NDArray[np.int64]) -> Runs:
+        """Return the runs of key indices in ascending order, -1 for keys that are not here."""
+        present = found >= 0
+        known = np.where(present, found, np.maximum.accumulate(found))
+        return Runs(
+            place=(2 * known + 2 - present) * self.clock.stride,
+            start=self.bounds[known + ~present],
+            end=self.bounds[known + 1],
+        )
 
     def position(
-        self, key: npt.NDArray[np.int64], time: npt.NDArray[np.int64], *, side: Literal["left", "right"]
+        self, place: npt.NDArray[np.int64], time: npt.NDArray[np.int64], *, after: bool
     ) -> npt.NDArray[np.int64]:
-        """Return the first row of each key that is later than ``time``, or with side "left" not earlier."""
-        place = np.searchsorted(self.times, time, side=side)
-        return np.searchsorted(self.places, key * len(self.times) + place, side="left").astype(np.int64)
+        """Return the first row of each run that is not before ``time``, or with ``after`` later than it."""
+        wanted = self.clock.codes(time, after=after)
+        wanted += place
+        return np.searchsorted(self.places, wanted)
 
     def time_at(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the times of rows, in microseconds."""
-        return self.times[self.places[rows] % len(self.times)]
+        codes = self.places[rows] % self.clock.stride
+        return codes + self.clock.base if self.clock.times is None else self.clock.times[codes]
 
 
 def build_segment(
@@ -83,6 +119,7 @@ def build_segment(
     path: Path,
     root: Path | None = None,
     squares: Sequence[str] | None = None,
+    in_order: SortedKeys | None = None,
 ) -> SegmentRef:
     """Write a segment and return its ref.
 
@@ -101,6 +138,8 @@ def build_segment(
         replaced whole; a crash leaves the old one or the new one.
     squares
         Which measures a standard deviation may be asked of; default: all.
+    in_order
+        The rows' keys and times as ``sort_keys`` returns them, where they are known.
 
     Raises
     ------
@@ -113,16 +152,21 @@ def build_segment(
     if table.num_rows > _MOST_ROWS:
         raise ValueError(f"a segment holds at most {_MOST_ROWS:,} rows, not {table.num_rows:,}")
     stamps = read_times(table.column(time), name=time)
-    dictionary, index = build_dictionary(read_key_columns(table, keys))
-    times, rank = _ranked(stamps)
-    places = index * len(times) + rank
-    del index, rank, stamps
-    order = np.argsort(places, kind="stable")
-    places = places[order]
-    starts = np.searchsorted(places, np.arange(dictionary.size, dtype=np.int64) * len(times)).astype(np.int64)
-    # A code of null that no row has begins where the next key does: runs of a row or more only.
-    runs = np.unique(starts[starts < len(places)])
-    arrays: dict[str, pa.Array] = {"places": pa.array(places), "times": pa.array(times), "starts": pa.array(starts)}
+    low, high = (int(stamps.min()), int(stamps.max())) if len(stamps) else (0, -1)
+    sorted_keys = sort_keys(table, keys, stamps) if in_order is None else in_order
+    dictionary, index = build_dictionary(sorted_keys.columns)
+    sizes = np.diff(sorted_keys.starts)
+    bounds = np.zeros(dictionary.size + 1, dtype=np.int64)
+    bounds[index + 1] = sizes
+    np.cumsum(bounds, out=bounds)
+    order = sorted_keys.order
+    clock, codes = _clock(stamps, keys=dictionary.size)
+    places = np.repeat((2 * index + 1) * clock.stride, sizes)
+    places += codes[order]
+    del codes, stamps
+    arrays: dict[str, pa.Array] = {"places": pa.array(places), "bounds": pa.array(bounds)}
+    if clock.times is not None:
+        arrays["times"] = pa.array(clock.times)
     for number, values in enumerate(dictionary.values):
         arrays[f"key.{number}"] = values
     for number, pairs in enumerate(dictionary.pairs):
@@ -130,10 +174,20 @@ def build_segment(
     layouts = {}
     for name in measures:
         wanted = squares is None or name in squares
-        layout, parts = build_measure(table.column(name), name=name, order=order, starts=runs, squares=wanted)
+        layout, parts = build_measure(
+            table.column(name), name=name, order=order, starts=sorted_keys.starts[:-1], squares=wanted
+        )
         layouts[name] = dataclasses.asdict(layout)
         arrays |= {f"measure.{name}.{part}": pa.array(values) for part, values in parts.items()}
-    facts = {"format": _FORMAT, "rows": len(places), "keys": list(keys), "kinds": dictionary.kinds, "measures": layouts}
+    facts = {
+        "format": _FORMAT,
+        "rows": len(places),
+        "keys": list(keys),
+        "kinds": dictionary.kinds,
+        "measures": layouts,
+        "base": clock.base,
+        "stride": clock.stride,
+    }
     _write(path, arrays, facts)
     return SegmentRef(
         path=path.relative_to(root or path.parent).as_posix(),
@@ -141,8 +195,8 @@ def build_segment(
         bytes=path.stat().st_size,
         keys=tuple(keys),
         measures=tuple(measures),
-        time_min=int(times[0]) if len(times) else 0,
-        time_max=int(times[-1]) if len(times) else -1,
+        time_min=low,
+        time_max=high,
     )
 
 
@@ -183,11 +237,10 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
             values=tuple(held[f"key.{number}"] for number in range(width)),
             pairs=tuple(numbers[f"pairs.{number}"] for number in range(width - 1)),
         ),
+        clock=Clock(facts["base"], facts["stride"], numbers.get("times")),
         places=numbers["places"],
-        times=numbers["times"],
-        starts=numbers["starts"],
-        ends=np.append(numbers["starts"][1:], ref.rows),
-        layouts={name: MeasureLayout(**layout) for name, layout in facts["measures"].items()},
+        bounds=numbers["bounds"],
+        layouts={name: MeasureLayout.from_json(layout) for name, layout in facts["measures"].items()},
         arrays=measures,
     )
 
@@ -216,13 +269,16 @@ def read_times(column: pa.ChunkedArray, *, name: str) -> npt.NDArray[np.int64]:
     return values // 1000 if pa.types.is_timestamp(of) and of.unit == "ns" else values
 
 
-def _ranked(stamps: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the distinct times, sorted, and each row's place among them."""
-    if len(stamps) and (stamps[1:] >= stamps[:-1]).all():
-        new = np.append(True, stamps[1:] != stamps[:-1])
-        return stamps[new], np.cumsum(new, dtype=np.int64) - 1
+def _clock(stamps: npt.NDArray[np.int64], *, keys: int) -> tuple[Clock, npt.NDArray[np.int64]]:
+    """Return the clock of a segment with so many keys, and each row's code."""
+    if not len(stamps):
+        return Clock(0, 1, None), stamps
+    base = int(stamps.min())
+    stride = int(stamps.max()) - base + 1
+    if 2 * (keys + 1) * stride < _WIDEST:
+        return Clock(base, stride, None), stamps - base
     times, rank = np.unique(stamps, return_inverse=True)
-    return times, rank.astype(np.int64)
+    return Clock(0, len(times), times), rank.astype(np.int64)
 
 
 def segment_bytes_per_row(measures: int, *, squares: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""The search of a batch's windows in open segments: key by key where a segment lies inside all windows, else row by
+"""The search of a batch's windows in open segments: key by key where a segment lies inside all of them, else row by
 row.
 
 Which segments there are, and what a window's answers become, is ``windows.py``; sums are ``measures.py``.
@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from engine.errors import SchemaMismatch
-from engine.features.keys import BatchKeys
-from engine.features.measures import MeasureLayout, Ranges, Totals
-from engine.features.segments import Segment, SegmentRef
+from engine.features.keys import SortedKeys
+from engine.features.measures import MeasureLayout, Totals
+from engine.features.segments import Runs, Segment, SegmentRef
 
 Numbers = npt.NDArray[np.int64]
 
@@ -40,28 +39,39 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class _Reach:
+    """How the windows of one length lie over a segment that is not inside all of them."""
+
+    begins: bool  # all begin before its first row
+    few: bool  # most do not overlap it: the others are looked for
+
+
+@dataclass(frozen=True)
 class _Part:
     """A segment that some windows overlap and that does not lie inside all of them."""
 
     segment: Segment
-    index: Numbers  # by distinct key of the batch: its index in the segment, or -1
-    lengths: Mapping[timedelta, bool]  # of those windows, and whether all of that length begin before the segment
-    to_end: bool  # all windows end after it
+    runs: Runs  # by distinct key of the batch
+    ends: bool  # all windows end after its last row
+    reach: Mapping[timedelta, _Reach]
 
 
 class WindowSearch:
-    """Windows of one key that end within an extent of time, searched block by block; blocks may be searched at once.
+    """Windows of one key, searched block by block; blocks may be searched at once.
+
+    Of a segment, a window holds what comes before its end less what comes before its begin. Where an end, or a begin,
+    is the same for all rows of a key, it is looked up once a key; else each row is searched for.
 
     Parameters
     ----------
     segments
         That the windows may overlap.
     batch
-        The distinct keys that will be asked for.
+        The keys that will be asked for.
+    near
+        (rows,): microseconds, the near ends of the windows, in ascending order.
     spans
         Microseconds by length, the shortest first.
-    extent
-        The first and last near end of a window.
     closed
         Whether the near end is in the window.
     unseeing
@@ -78,10 +88,10 @@ class WindowSearch:
     def __init__(
         self,
         segments: Sequence[Segment],
-        batch: BatchKeys,
+        batch: SortedKeys,
         *,
+        near: Numbers,
         spans: Mapping[timedelta, int],
-        extent: tuple[int, int],
         closed: bool,
         unseeing: npt.NDArray[np.bool_] | None,
         measure: str | None,
@@ -89,37 +99,47 @@ class WindowSearch:
         last: bool,
     ) -> None:
         self._measure, self._closed, self._spans = measure, closed, spans
+        self._longest = max(spans) if last else None
         layouts = [] if measure is None else [_layout(segment, measure) for segment in segments]
-        first, final = extent
-        everything = np.arange(len(batch.columns[0].codes), dtype=np.int64)
-        index = []
+        everything = np.arange(batch.size, dtype=np.int64)
+        found = []
         for segment in segments:
-            found = segment.find(batch)
+            index = segment.keys.find(batch.columns)
             if unseeing is not None:
-                found[unseeing] = -1
-            index.append(found)
-        total = None if measure is None else Totals(len(everything), layouts=layouts, squares=squares)
-        known = Answer(np.zeros_like(everything), total, np.full(len(everything), NEVER) if last else None)
+                index[unseeing] = -1
+            found.append(segment.runs(index))
+        total = None if measure is None else Totals(batch.size, layouts=layouts, squares=squares)
+        inside = Answer(np.zeros_like(everything), total, np.full(batch.size, NEVER) if last else None)
+        reach: list[dict[timedelta, _Reach]] = [{} for _ in segments]
+        done = set[int]()
         self._known: dict[timedelta, Answer] = {}
-        begins: list[dict[timedelta, bool]] = [{} for _ in segments]
-        inside = set[int]()
         for length, span in spans.items():
-            known = known.take(everything)
-            for number, (segment, found) in enumerate(zip(segments, index, strict=True)):
-                ref = segment.ref
-                if number in inside or ref.time_max <= first - span:
+            for number, (segment, runs) in enumerate(zip(segments, found, strict=True)):
+                if number in done:  # inside of longer windows, too
                     continue
-                begins[number][length] = final - span < ref.time_min
-                if begins[number][length] and self._is_before(ref, first):
-                    del begins[number][length]
-                    inside.add(number)  # of longer windows, too
-                    at = np.flatnonzero(found >= 0)
-                    key = found[at]
-                    self._add(known, segment, at, key, segment.starts[key], segment.ends[key])
+                how = self._reach(segment.ref, near, span)
+                if how is None:
+                    continue
+                if how.begins and self._all_end_after(segment.ref, near):
+                    done.add(number)
+                    self._add(inside, segment, runs.end, runs.start)
+                    self._add(inside, segment, runs.start, runs.start, less=True)
+                    self._see_last(inside, segment, runs.start, runs.end)
+                else:
+                    reach[number][length] = how
+            known = inside.take(everything)
+            for number, (segment, runs) in enumerate(zip(segments, found, strict=True)):
+                how = reach[number].get(length)
+                if how is None or how.few:
+                    continue
+                if self._all_end_after(segment.ref, near):
+                    self._add(known, segment, runs.end, runs.start)
+                if how.begins:
+                    self._add(known, segment, runs.start, runs.start, less=True)
             self._known[length] = known
         self._parts = [
-            _Part(segment, found, lengths, self._is_before(segment.ref, first))
-            for segment, found, lengths in zip(segments, index, begins, strict=True)
+            _Part(segment, runs, self._all_end_after(segment.ref, near), lengths)
+            for segment, runs, lengths in zip(segments, found, reach, strict=True)
             if lengths
         ]
 
@@ -135,54 +155,107 @@ class WindowSearch:
         """
         out = {length: self._known[length].take(keys) for length in self._spans}
         for part in self._parts:
-            segment, index = part.segment, part.index[keys]
-            at = np.flatnonzero((index >= 0) & (near >= segment.ref.time_min))
-            if not len(at):
-                continue
-            key, end = index[at], near[at]
-            high = segment.ends[key]
-            if not part.to_end:
-                _search(segment, key, end, high, where=end <= segment.ref.time_max, closed=self._closed)
-            for length, to_start in part.lengths.items():
-                if to_start:
-                    self._add(out[length], segment, at, key, segment.starts[key], high)
-                    continue
-                far = end - self._spans[length]
-                reached = np.flatnonzero(far < segment.ref.time_max)
-                mine, far = key[reached], far[reached]
-                low = segment.starts[mine]
-                _search(segment, mine, far, low, where=far >= segment.ref.time_min, closed=True)
-                self._add(out[length], segment, at[reached], mine, low, high[reached])
+            self._search(part, keys, near, out)
         return out
 
-    def _is_before(self, ref: SegmentRef, time: int) -> bool:
-        """Return whether a window that ends at ``time`` ends after all of a segment."""
-        return ref.time_max < time or (self._closed and ref.time_max == time)
+    def _search(self, part: _Part, keys: Numbers, near: Numbers, out: Mapping[timedelta, Answer]) -> None:
+        """Add what the windows of a block hold of one segment, beside what is known by key."""
+        segment, runs = part.segment, part.runs
+        place, starts = runs.place[keys], runs.start[keys]
+        many = [length for length, how in part.reach.items() if not how.few]
+        high = runs.end[keys] if part.ends else segment.position(place, near, after=self._closed) if many else place
+        if many and not part.ends:
+            self._add_to([out[length] for length in many], segment, high, starts)
+        for length, how in part.reach.items():
+            if how.few:
+                self._search_few(part, length, keys, near, out[length])
+                continue
+            low = starts
+            if not how.begins:
+                low = segment.position(place, near - self._spans[length], after=True)
+                self._add_to([out[length]], segment, low, starts, less=True)
+            if length == self._longest:
+                self._see_last(out[length], segment, low, high)
 
-    def _add(self, into: Answer, segment: Segment, at: Numbers, key: Numbers, low: Numbers, high: Numbers) -> None:
-        some = high > low
-        if not some.all():
-            at, key, low, high = at[some], key[some], low[some], high[some]
+    def _search_few(self, part: _Part, length: timedelta, keys: Numbers, near: Numbers, into: Answer) -> None:
+        """Add what those windows hold that overlap a segment: nothing of it is known by key."""
+        segment, span = part.segment, self._spans[length]
+        begun = near >= segment.ref.time_min if self._closed else near > segment.ref.time_min
+        at = np.flatnonzero(begun & (near - span < segment.ref.time_max))
         if not len(at):
             return
-        places = slice(None) if len(at) == len(into.count) else at
-        into.count[places] += high - low
-        if self._measure is not None and into.total is not None:
-            ranges = Ranges(places, low, high, segment.starts[key])
-            into.total.add(segment.layouts[self._measure], segment.arrays[self._measure], ranges)
-        if into.last is not None:
-            into.last[places] = np.maximum(into.last[places], segment.time_at(high - 1))
+        key, end = keys[at], near[at]
+        place, starts = part.runs.place[key], part.runs.start[key]
+        low, high = starts, part.runs.end[key]
+        if not part.reach[length].begins:
+            low = segment.position(place, end - span, after=True)
+        if not part.ends:
+            high = segment.position(place, end, after=self._closed)
+        some = high > low
+        if not some.all():
+            at, low, high, starts = at[some], low[some], high[some], starts[some]
+        self._add(into, segment, high, starts, at=at)
+        self._add(into, segment, low, starts, at=at, less=True)
+        if length == self._longest:
+            self._see_last(into, segment, low, high, at=at)
 
+    def _reach(self, ref: SegmentRef, near: Numbers, span: int) -> _Reach | None:
+        """Return how windows that end at ``near``, in ascending order, lie over a segment; None: none overlaps it."""
+        first = int(np.searchsorted(near, ref.time_min, side="left" if self._closed else "right"))
+        live = int(np.searchsorted(near, ref.time_max + span, side="left")) - first
+        if live <= 0:
+            return None
+        return _Reach(begins=int(near[-1]) - span < ref.time_min, few=2 * live < len(near))
 
-def _search(
-    segment: Segment, key: Numbers, time: Numbers, into: Numbers, *, where: npt.NDArray[np.bool_], closed: bool
-) -> None:
-    """Put the first row of each key that is later than its time, or not earlier, into the places ``where``."""
-    side: Literal["left", "right"] = "right" if closed else "left"
-    if where.all():
-        into[:] = segment.position(key, time, side=side)
-    elif where.any():
-        into[where] = segment.position(key[where], time[where], side=side)
+    def _all_end_after(self, ref: SegmentRef, near: Numbers) -> bool:
+        first = int(near[0])
+        return ref.time_max < first or (self._closed and ref.time_max == first)
+
+    def _add(
+        self,
+        into: Answer,
+        segment: Segment,
+        rows: Numbers,
+        starts: Numbers,
+        *,
+        at: Numbers | slice = slice(None),
+        less: bool = False,
+    ) -> None:
+        """Add what comes before ``rows`` of a segment, in runs that begin at ``starts``, or take it away."""
+        self._add_to([into], segment, rows, starts, at=at, less=less)
+
+    def _add_to(
+        self,
+        answers: Sequence[Answer],
+        segment: Segment,
+        rows: Numbers,
+        starts: Numbers,
+        *,
+        at: Numbers | slice = slice(None),
+        less: bool = False,
+    ) -> None:
+        before = None
+        for into in answers:
+            if less:
+                into.count[at] -= rows
+            else:
+                into.count[at] += rows
+            if self._measure is None or into.total is None:
+                continue
+            if before is None:
+                before = into.total.before(
+                    segment.layouts[self._measure], segment.arrays[self._measure], rows, starts
+                )
+            into.total.add(before, at=at, less=less)
+
+    def _see_last(
+        self, into: Answer, segment: Segment, low: Numbers, high: Numbers, *, at: Numbers | None = None
+    ) -> None:
+        if into.last is None:
+            return
+        some = np.flatnonzero(high > low)
+        where = some if at is None else at[some]
+        into.last[where] = np.maximum(into.last[where], segment.time_at(high[some] - 1))
 
 
 def _layout(segment: Segment, measure: str) -> MeasureLayout:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.features.keys import BatchKeys, batch_keys, key_table
+from engine.features.keys import SortedKeys, key_table, sort_keys
 from engine.features.segments import Segment, SegmentRef, open_segment, read_times
 from engine.features.window_search import NEVER, Answer, WindowSearch
 from engine.spec import FeaturesSpec, WindowSpec
@@ -28,7 +28,7 @@ LABEL_MEASURE = "value"
 
 _MEASURED = {"sum", "mean", "std", "rate", "ratio"}
 _LONGEST = 2**61  # microseconds; a longer window is as long as all time
-_BLOCK_ROWS = 32_768  # searched at once: what is held of them stays in the processor's cache
+_BLOCK_ROWS = 16_384  # searched at once: what is held of them stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,14 @@ class WindowReader:
         self._refs += segments
 
     def compute(
-        self, rows: pa.Table, *, keys: Sequence[str], time: str, window: WindowSpec, gap: timedelta
+        self,
+        rows: pa.Table,
+        *,
+        keys: Sequence[str],
+        time: str,
+        window: WindowSpec,
+        gap: timedelta,
+        in_order: SortedKeys | None = None,
     ) -> dict[str, pa.Array]:
         """Return a window's features by name, each in the order of ``rows``.
 
@@ -121,6 +128,8 @@ class WindowReader:
             Columns of ``rows``; the keys in the order of the segments' own.
         window, gap
             What to compute.
+        in_order
+            The rows' keys and times as ``sort_keys`` returns them, where they are known.
 
         Returns
         -------
@@ -145,15 +154,18 @@ class WindowReader:
         """
         stamps = read_times(rows.column(time), name=time)
         near = stamps - min(microseconds(gap), _LONGEST)
+        out = {name: _Column(len(stamps), whole=statistic == "count") for _, statistic, name in window.names()}
+        if not len(stamps):
+            return {name: column.array() for name, column in out.items()}
         closed = gap > timedelta(0) or window.same_instant
-        batch = batch_keys(rows, keys)
+        batch = sort_keys(rows, keys, stamps) if in_order is None else in_order
         spans = {length: min(microseconds(length), _LONGEST) for length in sorted(set(window.lengths))}
-        found = self._overlapping(near, max(spans.values()), keys=tuple(keys), closed=closed)
+        ends = near if (near[1:] >= near[:-1]).all() else np.sort(near)
         search = WindowSearch(
-            found,
+            self._overlapping(ends, max(spans.values()), keys=tuple(keys), closed=closed),
             batch,
+            near=ends,
             spans=spans,
-            extent=(int(near.min()), int(near.max())) if len(near) else (0, 0),
             closed=closed,
             unseeing=_without_key(batch) if window.null_keys == "exclude" else None,
             measure=measure_of(window),
@@ -161,13 +173,11 @@ class WindowReader:
             last="since" in window.statistics,
         )
         own = _own_values(rows, window) if "ratio" in window.statistics else None
-        out = {name: _Column(len(stamps), whole=statistic == "count") for _, statistic, name in window.names()}
-        # By key and time: neighbours are searched for near each other, and what they find is still at hand.
-        order = np.argsort(batch.inverse, kind="stable")
+        codes = batch.codes()
 
         def one(start: int) -> None:
-            at = order[start : start + _BLOCK_ROWS]
-            answers = search.run(batch.inverse[at], near[at])
+            at = batch.order[start : start + _BLOCK_ROWS].astype(np.int64)
+            answers = search.run(codes[start : start + _BLOCK_ROWS], near[at])
             values = None if own is None else own.take(pa.array(at))
             for length, statistic, name in window.names():
                 out[name].put(at, _result(statistic, answers[length], stamps[at], values))
@@ -208,9 +218,7 @@ class WindowReader:
     def _overlapping(
         self, near: npt.NDArray[np.int64], span: int, *, keys: tuple[str, ...], closed: bool
     ) -> list[Segment]:
-        if not len(near):
-            return []
-        low, high = int(near.min()) - span, int(near.max()) - (0 if closed else 1)
+        low, high = int(near[0]) - span, int(near[-1]) - (0 if closed else 1)
         out = []
         for ref in self._refs:
             if ref.keys != keys:
@@ -256,16 +264,17 @@ def _result(
     total = answer.total
     if total is None:
         raise ValueError(f"{statistic} needs a measure")
+    present = total.present(answer.count)
     if statistic == "sum":
         return total.sum(), None
     if statistic == "std":
-        return total.std(), ~total.defined(2)
-    mean = total.mean()
+        return total.std(answer.count), present < 2
+    mean = total.mean(answer.count)
     if statistic != "ratio":
-        return mean, ~total.defined(1)
+        return mean, present < 1
     if own is None:
         raise ValueError("a ratio needs the rows' own values")
-    defined = total.defined(1) & (mean != 0.0) & own.is_valid().to_numpy(zero_copy_only=False)
+    defined = (present > 0) & (mean != 0.0) & own.is_valid().to_numpy(zero_copy_only=False)
     values = own.fill_null(0.0).to_numpy(zero_copy_only=False)
     with np.errstate(invalid="ignore", over="ignore"):  # infinity over infinity is NaN, as elsewhere
         return np.divide(values, mean, out=np.zeros(len(mean)), where=defined), ~defined
@@ -280,9 +289,9 @@ def _own_values(rows: pa.Table, window: WindowSpec) -> pa.Array:
     return array.cast(pa.float64(), safe=False)  # an integer beyond 2**53 is rounded
 
 
-def _without_key(batch: BatchKeys) -> npt.NDArray[np.bool_]:
+def _without_key(batch: SortedKeys) -> npt.NDArray[np.bool_]:
     """Return which distinct keys lack a value in one of their columns."""
-    out = np.zeros(len(batch.columns[0].codes), dtype=bool)
+    out = np.zeros(batch.size, dtype=bool)
     for column in batch.columns:
         out |= column.codes == 0
     return out
