@@ -67,6 +67,14 @@ class KeyDictionary:
         """How many indices there are; with one column, index 0 is null whether it occurs or not."""
         return len(self.pairs[-1]) if self.pairs else len(self.values[0]) + 1
 
+    def columns(self) -> tuple[KeyColumn, ...]:
+        """Return the keys by their indices, column by column."""
+        codes = [np.arange(self.size, dtype=np.int64)]
+        for pairs, values in zip(reversed(self.pairs), reversed(self.values), strict=False):
+            before, last = np.divmod(pairs[codes[0]], len(values) + 1)
+            codes[:1] = [before, last]
+        return tuple(KeyColumn(*column) for column in zip(self.names, self.kinds, self.values, codes, strict=True))
+
     def find(self, columns: Sequence[KeyColumn]) -> Codes:
         """Return the index of each distinct key, int64, -1 for one that the segment lacks.
 
@@ -134,7 +142,9 @@ def sort_keys(rows: pa.Table, names: Sequence[str], times: Codes) -> SortedKeys:
                 order, starts, distinct = _sorted(codes, by_time)
                 first = int(len(distinct) > 0 and distinct[0] == 0)
                 values = pa.array(distinct[first:] + (low - 1))
-                return SortedKeys((KeyColumn(name, kind, values, np.arange(1 - first, len(values) + 1)),), order, starts)
+                return SortedKeys(
+                    (KeyColumn(name, kind, values, np.arange(1 - first, len(values) + 1)),), order, starts
+                )
     columns = tuple(_in_order(column) for column in read_key_columns(rows, names))
     combined = columns[0].codes
     for column in columns[1:]:
@@ -180,6 +190,33 @@ def build_dictionary(columns: Sequence[KeyColumn]) -> tuple[KeyDictionary, Codes
         raise ValueError("a key has at least one column")
     names, kinds = tuple(c.name for c in columns), tuple(c.kind for c in columns)
     return KeyDictionary(names, kinds, tuple(values), tuple(pairs)), index.astype(np.int64)
+
+
+def merged_columns(dictionaries: Sequence[KeyDictionary]) -> tuple[KeyColumn, ...]:
+    """Return the distinct keys of several dictionaries of the same columns, in order.
+
+    Raises
+    ------
+    SchemaMismatch
+        A column's values are of several kinds.
+    """
+    parts = [dictionary.columns() for dictionary in dictionaries]
+    columns, combined = [], np.zeros(sum(dictionary.size for dictionary in dictionaries), dtype=np.int64)
+    for same in zip(*parts, strict=True):
+        kinds = {column.kind for column in same} - {"null"} or {"null"}
+        if len(kinds) > 1:
+            raise SchemaMismatch(
+                f"key {same[0].name!r} holds values of several kinds: {', '.join(sorted(kinds))}",
+                hint="the column changed its type: prepare the pipeline anew, in another workspace",
+            )
+        held = [column.values for column in same if len(column.values)] or [same[0].values]
+        values = pc.unique(pa.concat_arrays(held))
+        whole = _in_order(KeyColumn(same[0].name, kinds.pop(), values, np.zeros(0, dtype=np.int64)))
+        codes = np.concatenate([_places(column, whole.values)[column.codes] for column in same])
+        columns.append(KeyColumn(whole.name, whole.kind, whole.values, codes))
+        combined = np.unique(combined, return_inverse=True)[1] * (len(whole.values) + 1) + codes
+    _, at = np.unique(combined, return_index=True)
+    return tuple(KeyColumn(c.name, c.kind, c.values, c.codes[at]) for c in columns)
 
 
 def key_table(values: Mapping[str, Any]) -> pa.Table:

@@ -71,7 +71,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "chunks": [to_json(ref) for ref in written.chunks],
             "pending": [ref.path for ref in left.chunks],
             "pending_rows": waiting.num_rows,
-            "segments": segments,
+            "segments": segments.refs,
         },
         rows_in=labels.num_rows,
         rows_out=found.num_rows,

@@ -32,6 +32,7 @@ from engine.features.prefix_sums import (
 )
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+Order = npt.NDArray[np.int32]
 
 _SPECIAL = ("nan", "plus", "minus", "outside")
 _LEVELS = ("first", "second", "third")
@@ -58,6 +59,11 @@ class MeasureLayout:
     sums: SumLayout
     squares: SumLayout | None  # None: not kept
 
+    @property
+    def has_squares(self) -> bool:
+        """Whether a standard deviation can be asked of it."""
+        return self.boolean or self.squares is not None
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> MeasureLayout:
         """Return the layout that ``dataclasses.asdict`` described."""
@@ -67,7 +73,7 @@ class MeasureLayout:
 
 
 def build_measure(
-    column: pa.ChunkedArray, *, name: str, order: Places, starts: Places, squares: bool
+    column: pa.ChunkedArray, *, name: str, order: Order, starts: Places, squares: bool
 ) -> tuple[MeasureLayout, dict[str, npt.NDArray[Any]]]:
     """Return the layout of a measure and its arrays by name.
 
@@ -76,7 +82,7 @@ def build_measure(
     column
         Boolean, integer, float or decimal, (rows,), in any order.
     order, starts
-        int64: how rows are sorted, and where each key's run begins after that.
+        How rows are sorted, and where each key's run begins after that.
     squares
         Whether a standard deviation will be asked for.
 
@@ -136,8 +142,9 @@ class Totals:
         self._present = np.zeros(rows, dtype=np.int64) if nulls else None
         names = [name for name in _SPECIAL if any(name in layout.special for layout in layouts)]
         self._special = {name: np.zeros(rows, dtype=np.int64) for name in names}
-        real = any(layout.real for layout in layouts)
-        self._scale = 0 if real else max((layout.scale for layout in layouts), default=0)
+        self._real = any(layout.real for layout in layouts)
+        self._boolean = all(layout.boolean for layout in layouts)
+        self._scale = 0 if self._real else max((layout.scale for layout in layouts), default=0)
         same = all(layout.scale == self._scale for layout in layouts)
         self._sums = _sums(rows, [layout.sums for layout in layouts], exact=same)
         self._squares: _Limbs | _Levels | None = None
@@ -176,6 +183,19 @@ class Totals:
         out._sums = self._sums.take(at)
         out._squares = None if self._squares is None else self._squares.take(at)
         return out
+
+    def as_measure(self) -> tuple[MeasureLayout, dict[str, npt.NDArray[Any]]]:
+        """Return these totals as a measure of rows that have them as their values, each a run of its own."""
+        arrays = {name: running(counted) for name, counted in self._special.items()}
+        if self._present is not None:
+            arrays["present"] = running(self._present)
+        sums = self._sums.store("sum", arrays)
+        squares = None if self._squares is None or self._boolean else self._squares.store("squares", arrays)
+        special = tuple(self._special)
+        layout = MeasureLayout(
+            self._real, self._boolean, self._scale, self._present is not None, special, sums, squares
+        )
+        return layout, arrays
 
     def present(self, rows: Places) -> Places:
         """Return how many values are present, given how many rows there are."""
@@ -220,11 +240,15 @@ class Totals:
 class _Limbs:
     """Sums whose limbs fit int64 whatever the windows, all of one scale."""
 
-    def __init__(self, sums: LimbSums) -> None:
-        self._sums = sums
+    def __init__(self, sums: LimbSums, bound: int) -> None:
+        self._sums, self._bound = sums, bound
 
     def take(self, at: Places) -> _Limbs:
-        return _Limbs(self._sums.take(at))
+        return _Limbs(self._sums.take(at), self._bound)
+
+    def store(self, name: str, into: dict[str, npt.NDArray[Any]]) -> SumLayout:
+        _store(self._sums.limbs, name, into)
+        return SumLayout(len(self._sums.limbs), self._sums.lowest, self._bound)
 
     def before(
         self, layout: SumLayout, arrays: Arrays, rows: Places, starts: Places, *, name: str, power: int
@@ -252,6 +276,11 @@ class _Levels:
 
     def take(self, at: Places) -> _Levels:
         return _Levels(self._sums.take(at))
+
+    def store(self, name: str, into: dict[str, npt.NDArray[Any]]) -> SumLayout:
+        for level, values in zip(_LEVELS, self._sums.parts(), strict=True):
+            into[f"{name}.{level}"] = values
+        return SumLayout(0)
 
     def before(
         self, layout: SumLayout, arrays: Arrays, rows: Places, starts: Places, *, name: str, power: int
@@ -286,11 +315,13 @@ def squares_of(layout: MeasureLayout) -> SumLayout:
 
 def _sums(rows: int, layouts: Sequence[SumLayout], *, exact: bool) -> _Limbs | _Levels:
     if not layouts:
-        return _Limbs(LimbSums(rows, lowest=0, limbs=1))
-    if not exact or any(not layout.limbs for layout in layouts) or sum(x.bound for x in layouts) >= SAFE:
+        return _Limbs(LimbSums(rows, lowest=0, limbs=1), 0)
+    bound = sum(layout.bound for layout in layouts)
+    if not exact or any(not layout.limbs for layout in layouts) or bound >= SAFE:
         return _Levels(Expansion(rows))
     lowest = min(layout.lowest for layout in layouts)
-    return _Limbs(LimbSums(rows, lowest=lowest, limbs=max(x.lowest + x.limbs for x in layouts) - lowest))
+    limbs = max(layout.lowest + layout.limbs for layout in layouts) - lowest
+    return _Limbs(LimbSums(rows, lowest=lowest, limbs=limbs), bound)
 
 
 def _add(into: npt.NDArray[Any], values: npt.NDArray[Any], at: Places | slice, less: bool) -> None:
@@ -327,7 +358,7 @@ def _counts(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
 def _build_floats(
     array: pa.Array,
     *,
-    order: Places,
+    order: Order,
     starts: Places,
     squares: bool,
     present: npt.NDArray[np.bool_] | None,
@@ -365,7 +396,7 @@ def _build_floats(
 
 
 def _build_whole(
-    array: pa.Array, *, order: Places, squares: bool, into: dict[str, npt.NDArray[Any]]
+    array: pa.Array, *, order: Order, squares: bool, into: dict[str, npt.NDArray[Any]]
 ) -> tuple[SumLayout, SumLayout | None]:
     rows = len(array)
     low, high = _unscaled(array)

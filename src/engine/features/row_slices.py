@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,8 +20,9 @@ from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
 from engine.batching.tables import chunk_prefix
-from engine.features.segment_sets import build_segments
-from engine.features.segments import SegmentRef
+from engine.features.keys import SortedKeys, sort_keys
+from engine.features.segment_sets import BuiltSegments, build_segments
+from engine.features.segments import SegmentRef, read_times
 from engine.features.transform import load_transform
 from engine.features.windows import WindowReader, segment_plans
 from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
@@ -46,11 +48,14 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     spans = task.inputs["spans"]
     transform = load_transform(spec.features.transform, directory=context.directory)
     schema, raw = raw_chunks(context, task)
-    readers = _readers(spec, task.inputs["segments"], root=workspace.segments, threads=scope.budget.threads)
+    scratch = TemporaryDirectory(prefix="tiers-", dir=workspace.scratch)
+    readers = _readers(
+        spec, task.inputs["segments"], root=workspace.segments, threads=scope.budget.threads, scratch=Path(scratch.name)
+    )
     prepared = prepared_table(workspace, spec.feature_set)
     plans = segment_plans(spec.features, over="events")
 
-    def gather(number: int) -> tuple[NewestRows, list[dict[str, Any]]]:
+    def gather(number: int) -> tuple[NewestRows, BuiltSegments]:
         low, high = (time_of(value) for value in spans[number][:2])
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, low, high)]
         rows = newest_rows(mine, schema, spec, span=(low, high), scope=scope)
@@ -72,7 +77,7 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     chunks: list[ChunkRef] = []
     segments: dict[str, list[dict[str, Any]]] = {}
     rows_in = batches = done = 0
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+    with scratch, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
         reading, writing = ahead.submit(gather, 0), behind.submit(list[ChunkRef])
         for number in range(len(spans)):
             rows, own = reading.result()
@@ -82,12 +87,14 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
             rows_in, batches = rows_in + rows.rows_in, batches + rows.batches
             if not rows.num_rows:
                 continue
-            segments[chunk_prefix(n, f"rows.{number:04d}")] = own
+            segments[chunk_prefix(n, f"rows.{number:04d}")] = own.refs
             for (over, keys), reader in readers.items():
                 if over == "events":
-                    refs = [SegmentRef.from_json(ref) for ref in own]
+                    refs = [SegmentRef.from_json(ref) for ref in own.refs]
                     reader.extend([ref for ref in refs if ref.keys == keys])
-            out = prepared_rows(_transformed(rows, transform, spec, scope), spec, readers)
+            # A transform may change what a key is.
+            in_order = own.in_order if spec.features.transform is None else {}
+            out = prepared_rows(_transformed(rows, transform, spec, scope), spec, readers, in_order)
             done += rows.num_rows
             del rows
             chunks += writing.result()
@@ -215,29 +222,47 @@ def search_rows(spec: PipelineSpec, batch_bytes: int, *, row_bytes: float = 0.0)
 
 
 def _readers(
-    spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path, threads: int
+    spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path, threads: int, scratch: Path
 ) -> dict[tuple[str, tuple[str, ...]], WindowReader]:
     """Return one reader for the windows over labels, or events, with the same keys."""
     readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
     for window in spec.features.windows:
         refs = [SegmentRef.from_json(value) for value in segments[window.over]]
         mine = [ref for ref in refs if ref.keys == window.keys]
-        readers.setdefault((window.over, window.keys), WindowReader(mine, root=root, threads=threads))
+        name = (window.over, window.keys)
+        if name not in readers:
+            own = scratch / str(len(readers))
+            own.mkdir()
+            readers[name] = WindowReader(mine, root=root, threads=threads, scratch=own)
     return readers
 
 
 def prepared_rows(
-    rows: pa.Table, spec: PipelineSpec, readers: Mapping[tuple[str, tuple[str, ...]], WindowReader] | None = None
+    rows: pa.Table,
+    spec: PipelineSpec,
+    readers: Mapping[tuple[str, tuple[str, ...]], WindowReader] | None = None,
+    in_order: Mapping[tuple[str, ...], SortedKeys] | None = None,
 ) -> pa.Table:
-    """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows."""
+    """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows.
+
+    Parameters
+    ----------
+    in_order
+        The rows by windows' keys, as far as that is known.
+    """
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
     if spec.baseline is not None:
         columns[BASELINE] = rows.column(spec.baseline).cast(pa.float64())
     for name in (*spec.features.numeric, *spec.features.categorical):
         columns[name] = rows.column(name)
+    ordered = dict(in_order or {})
     for window in spec.features.windows:
-        reader, gap = (readers or {})[window.over, window.keys], spec.features.gap_of(window)
-        columns |= reader.compute(rows, keys=window.keys, time=spec.event_time, window=window, gap=gap)
+        keys, gap = window.keys, spec.features.gap_of(window)
+        if keys not in ordered:
+            ordered[keys] = sort_keys(rows, keys, read_times(rows.column(spec.event_time), name=spec.event_time))
+        columns |= (readers or {})[window.over, keys].compute(
+            rows, keys=keys, time=spec.event_time, window=window, gap=gap, in_order=ordered[keys]
+        )
     return pa.table(columns)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from engine.features.segments import build_segment
+from engine.features.keys import SortedKeys, sort_keys
+from engine.features.segments import build_segment, read_times
 from engine.features.windows import SegmentPlan
 from engine.refs import to_json
 
@@ -16,10 +18,18 @@ SEGMENT_ROWS = 500_000
 """At most so many rows in a segment: they are held while it is built."""
 
 
+@dataclass(frozen=True)
+class BuiltSegments:
+    """Segments of some rows, and these by their keys, where one segment holds them all."""
+
+    refs: list[dict[str, Any]]
+    in_order: Mapping[tuple[str, ...], SortedKeys]
+
+
 def build_segments(
     rows: pa.Table, *, plans: Sequence[SegmentPlan], time: str, root: Path, prefix: str
-) -> list[dict[str, Any]]:
-    """Write the segments of some rows and return their refs as JSON.
+) -> BuiltSegments:
+    """Write the segments of some rows.
 
     Parameters
     ----------
@@ -28,11 +38,12 @@ def build_segments(
     root, prefix
         Directory of segments, and how the paths under it begin.
     """
-    refs = []
+    refs, in_order = [], {}
     for index, plan in enumerate(plans):
         columns = list(dict.fromkeys([*plan.keys, time, *plan.measures]))
         for part, start in enumerate(range(0, rows.num_rows, SEGMENT_ROWS)):
             piece = rows.select(columns).slice(start, SEGMENT_ROWS)
+            ordered = sort_keys(piece, plan.keys, read_times(piece.column(time), name=time))
             path = root / f"{prefix}-{index}-{part}.arrow"
             ref = build_segment(
                 piece,
@@ -42,6 +53,9 @@ def build_segments(
                 squares=plan.squares,
                 path=path,
                 root=root,
+                in_order=ordered,
             )
             refs.append(to_json(ref))
-    return refs
+            if piece.num_rows == rows.num_rows:
+                in_order[plan.keys] = ordered
+    return BuiltSegments(refs, in_order)

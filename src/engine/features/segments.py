@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +85,11 @@ class Segment:
     bounds: npt.NDArray[np.int64]  # (keys + 1,): where each key index's rows begin
     layouts: Mapping[str, MeasureLayout]
     arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]]  # by measure, by name
+    counts: npt.NDArray[np.int64] | None  # of a tier (``tiers.py``): how many rows come before each of its own
+
+    def counted(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return how many rows come before these."""
+        return rows if self.counts is None else self.counts[rows]
 
     def runs(self, found: npt.NDArray[np.int64]) -> Runs:
         """Return the runs of key indices in ascending order, -1 for keys that are not here."""
@@ -152,7 +157,7 @@ def build_segment(
     if table.num_rows > _MOST_ROWS:
         raise ValueError(f"a segment holds at most {_MOST_ROWS:,} rows, not {table.num_rows:,}")
     stamps = read_times(table.column(time), name=time)
-    low, high = (int(stamps.min()), int(stamps.max())) if len(stamps) else (0, -1)
+    extent = (int(stamps.min()), int(stamps.max())) if len(stamps) else (0, -1)
     sorted_keys = sort_keys(table, keys, stamps) if in_order is None else in_order
     dictionary, index = build_dictionary(sorted_keys.columns)
     sizes = np.diff(sorted_keys.starts)
@@ -164,25 +169,54 @@ def build_segment(
     places = np.repeat((2 * index + 1) * clock.stride, sizes)
     places += codes[order]
     del codes, stamps
+    squared = measures if squares is None else squares
+    starts = sorted_keys.starts[:-1]
+    built = {
+        name: build_measure(table.column(name), name=name, order=order, starts=starts, squares=name in squared)
+        for name in measures
+    }
+    return write_segment(
+        path,
+        path.parent if root is None else root,
+        dictionary=dictionary,
+        clock=clock,
+        places=places,
+        bounds=bounds,
+        measures=built,
+        extent=extent,
+    )
+
+
+def write_segment(
+    path: Path,
+    root: Path,
+    *,
+    dictionary: KeyDictionary,
+    clock: Clock,
+    places: npt.NDArray[np.int64],
+    bounds: npt.NDArray[np.int64],
+    measures: Mapping[str, tuple[MeasureLayout, Mapping[str, npt.NDArray[Any]]]],
+    extent: tuple[int, int],
+    counts: npt.NDArray[np.int64] | None = None,
+) -> SegmentRef:
+    """Write the parts of a segment, as ``Segment`` has them, with its first and last time, and return its ref."""
     arrays: dict[str, pa.Array] = {"places": pa.array(places), "bounds": pa.array(bounds)}
     if clock.times is not None:
         arrays["times"] = pa.array(clock.times)
+    if counts is not None:
+        arrays["counts"] = pa.array(counts)
     for number, values in enumerate(dictionary.values):
         arrays[f"key.{number}"] = values
     for number, pairs in enumerate(dictionary.pairs):
         arrays[f"pairs.{number}"] = pa.array(pairs)
     layouts = {}
-    for name in measures:
-        wanted = squares is None or name in squares
-        layout, parts = build_measure(
-            table.column(name), name=name, order=order, starts=sorted_keys.starts[:-1], squares=wanted
-        )
+    for name, (layout, parts) in measures.items():
         layouts[name] = dataclasses.asdict(layout)
         arrays |= {f"measure.{name}.{part}": pa.array(values) for part, values in parts.items()}
     facts = {
         "format": _FORMAT,
         "rows": len(places),
-        "keys": list(keys),
+        "keys": dictionary.names,
         "kinds": dictionary.kinds,
         "measures": layouts,
         "base": clock.base,
@@ -190,13 +224,13 @@ def build_segment(
     }
     _write(path, arrays, facts)
     return SegmentRef(
-        path=path.relative_to(root or path.parent).as_posix(),
+        path=path.relative_to(root).as_posix(),
         rows=len(places),
         bytes=path.stat().st_size,
-        keys=tuple(keys),
+        keys=dictionary.names,
         measures=tuple(measures),
-        time_min=low,
-        time_max=high,
+        time_min=extent[0],
+        time_max=extent[1],
     )
 
 
@@ -240,6 +274,7 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
         clock=Clock(facts["base"], facts["stride"], numbers.get("times")),
         places=numbers["places"],
         bounds=numbers["bounds"],
+        counts=numbers.get("counts"),
         layouts={name: MeasureLayout.from_json(layout) for name, layout in facts["measures"].items()},
         arrays=measures,
     )

@@ -39,11 +39,59 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class _Reach:
+class Reach:
     """How the windows of one length lie over a segment that is not inside all of them."""
 
     begins: bool  # all begin before its first row
     few: bool  # most do not overlap it: the others are looked for
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """Which segments, by number, windows overlap, and how."""
+
+    inside: Mapping[timedelta, tuple[int, ...]]  # of all windows from this length on, not of shorter ones
+    parts: Mapping[int, Mapping[timedelta, Reach]]
+    ends: frozenset[int]  # of the parts: before the end of all windows
+
+
+def plan_search(
+    refs: Sequence[SegmentRef], *, near: Numbers, spans: Mapping[timedelta, int], closed: bool
+) -> SearchPlan:
+    """Return how windows lie over segments.
+
+    Parameters
+    ----------
+    near
+        (rows,), at least one: microseconds, the near ends of the windows, in ascending order.
+    spans
+        Microseconds by length, the shortest first.
+    closed
+        Whether the near end is in the window.
+    """
+    first, final, rows = int(near[0]), int(near[-1]), len(near)
+    inside: dict[timedelta, list[int]] = {length: [] for length in spans}
+    parts: dict[int, dict[timedelta, Reach]] = {}
+    ends = set[int]()
+    for number, ref in enumerate(refs):
+        if not ref.rows or ref.time_min > final or (ref.time_min == final and not closed):
+            continue
+        if ref.time_max < first or (closed and ref.time_max == first):
+            ends.add(number)
+        for length, span in spans.items():
+            if ref.time_max <= first - span:
+                continue
+            begins = final - span < ref.time_min
+            if begins and number in ends:
+                inside[length].append(number)  # and of longer windows
+                break
+            begun = int(np.searchsorted(near, ref.time_min, side="left" if closed else "right"))
+            live = int(np.searchsorted(near, ref.time_max + span, side="left")) - begun
+            if live > 0:
+                parts.setdefault(number, {})[length] = Reach(begins, few=2 * live < rows)
+    return SearchPlan(
+        {length: tuple(numbers) for length, numbers in inside.items()}, parts, frozenset(ends & parts.keys())
+    )
 
 
 @dataclass(frozen=True)
@@ -52,8 +100,8 @@ class _Part:
 
     segment: Segment
     runs: Runs  # by distinct key of the batch
-    ends: bool  # all windows end after its last row
-    reach: Mapping[timedelta, _Reach]
+    ends: bool
+    reach: Mapping[timedelta, Reach]
 
 
 class WindowSearch:
@@ -64,16 +112,16 @@ class WindowSearch:
 
     Parameters
     ----------
-    segments
-        That the windows may overlap.
+    plan
+        How the windows lie over the segments.
+    inside
+        By length, what holds the rows of the segments that the plan has inside: these, or tiers.
+    parts
+        The plan's parts, by number.
     batch
         The keys that will be asked for.
-    near
-        (rows,): microseconds, the near ends of the windows, in ascending order.
-    spans
-        Microseconds by length, the shortest first.
-    closed
-        Whether the near end is in the window.
+    spans, closed
+        As of ``plan_search``.
     unseeing
         Which distinct keys see nothing; None: all see.
     measure, squares, last
@@ -87,10 +135,11 @@ class WindowSearch:
 
     def __init__(
         self,
-        segments: Sequence[Segment],
-        batch: SortedKeys,
+        plan: SearchPlan,
         *,
-        near: Numbers,
+        inside: Mapping[timedelta, Sequence[Segment]],
+        parts: Mapping[int, Segment],
+        batch: SortedKeys,
         spans: Mapping[timedelta, int],
         closed: bool,
         unseeing: npt.NDArray[np.bool_] | None,
@@ -100,48 +149,40 @@ class WindowSearch:
     ) -> None:
         self._measure, self._closed, self._spans = measure, closed, spans
         self._longest = max(spans) if last else None
-        layouts = [] if measure is None else [_layout(segment, measure) for segment in segments]
         everything = np.arange(batch.size, dtype=np.int64)
-        found = []
-        for segment in segments:
+        total = None
+        if measure is not None:
+            segments = [*parts.values(), *(segment for found in inside.values() for segment in found)]
+            total = Totals(batch.size, layouts=[_layout(segment, measure) for segment in segments], squares=squares)
+
+        def runs_of(segment: Segment) -> Runs:
             index = segment.keys.find(batch.columns)
             if unseeing is not None:
                 index[unseeing] = -1
-            found.append(segment.runs(index))
-        total = None if measure is None else Totals(batch.size, layouts=layouts, squares=squares)
-        inside = Answer(np.zeros_like(everything), total, np.full(batch.size, NEVER) if last else None)
-        reach: list[dict[timedelta, _Reach]] = [{} for _ in segments]
-        done = set[int]()
+            return segment.runs(index)
+
+        self._parts = [
+            _Part(segment, runs_of(segment), number in plan.ends, plan.parts[number])
+            for number, segment in parts.items()
+        ]
+        so_far = Answer(np.zeros_like(everything), total, np.full(batch.size, NEVER) if last else None)
         self._known: dict[timedelta, Answer] = {}
-        for length, span in spans.items():
-            for number, (segment, runs) in enumerate(zip(segments, found, strict=True)):
-                if number in done:  # inside of longer windows, too
-                    continue
-                how = self._reach(segment.ref, near, span)
-                if how is None:
-                    continue
-                if how.begins and self._all_end_after(segment.ref, near):
-                    done.add(number)
-                    self._add(inside, segment, runs.end, runs.start)
-                    self._add(inside, segment, runs.start, runs.start, less=True)
-                    self._see_last(inside, segment, runs.start, runs.end)
-                else:
-                    reach[number][length] = how
-            known = inside.take(everything)
-            for number, (segment, runs) in enumerate(zip(segments, found, strict=True)):
-                how = reach[number].get(length)
+        for length in spans:
+            for segment in inside[length]:
+                runs = runs_of(segment)
+                self._add([so_far], segment, runs.end, runs.start)
+                self._add([so_far], segment, runs.start, runs.start, less=True)
+                self._see_last(so_far, segment, runs.start, runs.end)
+            known = so_far.take(everything)
+            for part in self._parts:
+                how = part.reach.get(length)
                 if how is None or how.few:
                     continue
-                if self._all_end_after(segment.ref, near):
-                    self._add(known, segment, runs.end, runs.start)
+                if part.ends:
+                    self._add([known], part.segment, part.runs.end, part.runs.start)
                 if how.begins:
-                    self._add(known, segment, runs.start, runs.start, less=True)
+                    self._add([known], part.segment, part.runs.start, part.runs.start, less=True)
             self._known[length] = known
-        self._parts = [
-            _Part(segment, runs, self._all_end_after(segment.ref, near), lengths)
-            for segment, runs, lengths in zip(segments, found, reach, strict=True)
-            if lengths
-        ]
 
     def run(self, keys: Numbers, near: Numbers) -> dict[timedelta, Answer]:
         """Return the answers of a block by length.
@@ -165,7 +206,7 @@ class WindowSearch:
         many = [length for length, how in part.reach.items() if not how.few]
         high = runs.end[keys] if part.ends else segment.position(place, near, after=self._closed) if many else place
         if many and not part.ends:
-            self._add_to([out[length] for length in many], segment, high, starts)
+            self._add([out[length] for length in many], segment, high, starts)
         for length, how in part.reach.items():
             if how.few:
                 self._search_few(part, length, keys, near, out[length])
@@ -173,7 +214,7 @@ class WindowSearch:
             low = starts
             if not how.begins:
                 low = segment.position(place, near - self._spans[length], after=True)
-                self._add_to([out[length]], segment, low, starts, less=True)
+                self._add([out[length]], segment, low, starts, less=True)
             if length == self._longest:
                 self._see_last(out[length], segment, low, high)
 
@@ -194,37 +235,12 @@ class WindowSearch:
         some = high > low
         if not some.all():
             at, low, high, starts = at[some], low[some], high[some], starts[some]
-        self._add(into, segment, high, starts, at=at)
-        self._add(into, segment, low, starts, at=at, less=True)
+        self._add([into], segment, high, starts, at=at)
+        self._add([into], segment, low, starts, at=at, less=True)
         if length == self._longest:
             self._see_last(into, segment, low, high, at=at)
 
-    def _reach(self, ref: SegmentRef, near: Numbers, span: int) -> _Reach | None:
-        """Return how windows that end at ``near``, in ascending order, lie over a segment; None: none overlaps it."""
-        first = int(np.searchsorted(near, ref.time_min, side="left" if self._closed else "right"))
-        live = int(np.searchsorted(near, ref.time_max + span, side="left")) - first
-        if live <= 0:
-            return None
-        return _Reach(begins=int(near[-1]) - span < ref.time_min, few=2 * live < len(near))
-
-    def _all_end_after(self, ref: SegmentRef, near: Numbers) -> bool:
-        first = int(near[0])
-        return ref.time_max < first or (self._closed and ref.time_max == first)
-
     def _add(
-        self,
-        into: Answer,
-        segment: Segment,
-        rows: Numbers,
-        starts: Numbers,
-        *,
-        at: Numbers | slice = slice(None),
-        less: bool = False,
-    ) -> None:
-        """Add what comes before ``rows`` of a segment, in runs that begin at ``starts``, or take it away."""
-        self._add_to([into], segment, rows, starts, at=at, less=less)
-
-    def _add_to(
         self,
         answers: Sequence[Answer],
         segment: Segment,
@@ -234,18 +250,18 @@ class WindowSearch:
         at: Numbers | slice = slice(None),
         less: bool = False,
     ) -> None:
-        before = None
+        """Add what comes before ``rows`` of a segment, in runs that begin at ``starts``, or take it away."""
+        counted, before = segment.counted(rows), None
         for into in answers:
             if less:
-                into.count[at] -= rows
+                into.count[at] -= counted
             else:
-                into.count[at] += rows
+                into.count[at] += counted
             if self._measure is None or into.total is None:
                 continue
             if before is None:
-                before = into.total.before(
-                    segment.layouts[self._measure], segment.arrays[self._measure], rows, starts
-                )
+                layout, arrays = segment.layouts[self._measure], segment.arrays[self._measure]
+                before = into.total.before(layout, arrays, rows, starts)
             into.total.add(before, at=at, less=less)
 
     def _see_last(

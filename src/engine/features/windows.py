@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from engine.features.keys import SortedKeys, key_table, sort_keys
 from engine.features.segments import Segment, SegmentRef, open_segment, read_times
-from engine.features.window_search import NEVER, Answer, WindowSearch
+from engine.features.tiers import Tiers
+from engine.features.window_search import NEVER, Answer, WindowSearch, plan_search
 from engine.spec import FeaturesSpec, WindowSpec
 from engine.units import microseconds, parse_time
 
@@ -91,6 +92,8 @@ class WindowReader:
         Directory that the refs' paths are relative to.
     threads
         That search at once, each a block of a batch.
+    scratch
+        Directory for tiers of segments, which many batches are then searched in; the owner's to remove.
 
     Notes
     -----
@@ -98,11 +101,14 @@ class WindowReader:
     results (``window_bytes_per_row``), whatever the length of a window and however hot a key.
     """
 
-    def __init__(self, segments: Sequence[SegmentRef], *, root: Path, threads: int = 1) -> None:
+    def __init__(
+        self, segments: Sequence[SegmentRef], *, root: Path, threads: int = 1, scratch: Path | None = None
+    ) -> None:
         self._refs = list(segments)
         self._root = root
         self._threads = threads
-        self._open: dict[str, Segment] = {}
+        self._open: dict[int, Segment] = {}
+        self._tiers = None if scratch is None else Tiers(scratch, self._segment)
 
     def extend(self, segments: Sequence[SegmentRef]) -> None:
         """Add segments of further rows."""
@@ -161,10 +167,14 @@ class WindowReader:
         batch = sort_keys(rows, keys, stamps) if in_order is None else in_order
         spans = {length: min(microseconds(length), _LONGEST) for length in sorted(set(window.lengths))}
         ends = near if (near[1:] >= near[:-1]).all() else np.sort(near)
+        if any(ref.keys != tuple(keys) for ref in self._refs):
+            raise ValueError(f"there are segments of other keys than {tuple(keys)}")
+        plan = plan_search(self._refs, near=ends, spans=spans, closed=closed)
         search = WindowSearch(
-            self._overlapping(ends, max(spans.values()), keys=tuple(keys), closed=closed),
-            batch,
-            near=ends,
+            plan,
+            inside={length: self._covered(numbers) for length, numbers in plan.inside.items()},
+            parts={number: self._segment(number) for number in plan.parts},
+            batch=batch,
             spans=spans,
             closed=closed,
             unseeing=_without_key(batch) if window.null_keys == "exclude" else None,
@@ -215,19 +225,14 @@ class WindowReader:
         found = self.compute(rows, keys=names, time=column, window=window, gap=gap)
         return {name: values[0].as_py() for name, values in found.items()}
 
-    def _overlapping(
-        self, near: npt.NDArray[np.int64], span: int, *, keys: tuple[str, ...], closed: bool
-    ) -> list[Segment]:
-        low, high = int(near[0]) - span, int(near[-1]) - (0 if closed else 1)
-        out = []
-        for ref in self._refs:
-            if ref.keys != keys:
-                raise ValueError(f"segment {ref.path} is of the keys {ref.keys}, not {keys}")
-            if ref.rows and ref.time_min <= high and ref.time_max > low:
-                if ref.path not in self._open:
-                    self._open[ref.path] = open_segment(ref, root=self._root)
-                out.append(self._open[ref.path])
-        return out
+    def _covered(self, numbers: Sequence[int]) -> list[Segment]:
+        """Return what together holds the rows of these segments."""
+        return [self._segment(number) for number in numbers] if self._tiers is None else self._tiers.cover(numbers)
+
+    def _segment(self, number: int) -> Segment:
+        if number not in self._open:
+            self._open[number] = open_segment(self._refs[number], root=self._root)
+        return self._open[number]
 
 
 @dataclass

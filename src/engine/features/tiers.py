@@ -1,0 +1,115 @@
+"""A tier: what several segments hold of each key, as a segment of one row a key, for windows that they lie inside of.
+
+A batch then meets few of them instead of many segments. Where a window ends inside a segment, its rows are needed: they
+are in ``segments.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from engine.features.keys import build_dictionary, merged_columns
+from engine.features.measures import Totals
+from engine.features.segments import Clock, Segment, SegmentRef, open_segment, write_segment
+
+FAN_IN = 4
+MOST_KEYS = 2**19
+"""Of the segments that a tier is made of, summed: it is made in memory."""
+
+TIER_BYTES = MOST_KEYS * 160
+"""What making a tier takes, at most."""
+
+_ASKED = 2  # times before a tier is worth making
+
+
+class Tiers:
+    """Covers consecutive segments with tiers, made when they are asked for again; they are files of the owner's.
+
+    Parameters
+    ----------
+    root
+        Directory for the files.
+    opened
+        Returns the segment of a number; segments are numbered once and for all.
+    """
+
+    def __init__(self, root: Path, opened: Callable[[int], Segment]) -> None:
+        self._root = root
+        self._opened = opened
+        self._asked: Counter[tuple[int, int]] = Counter()
+        self._made: dict[tuple[int, int], Segment | None] = {}
+
+    def cover(self, numbers: Collection[int]) -> list[Segment]:
+        """Return segments and tiers that together hold what these segments do."""
+        left, out = set(numbers), []
+        size = FAN_IN
+        while size * FAN_IN <= len(left):
+            size *= FAN_IN
+        while size >= FAN_IN:
+            for first in sorted({number - number % size for number in left}):
+                group = range(first, first + size)
+                if left.issuperset(group) and (tier := self._tier(first, size)) is not None:
+                    out.append(tier)
+                    left.difference_update(group)
+            size //= FAN_IN
+        return out + [self._opened(number) for number in sorted(left)]
+
+    def _tier(self, first: int, size: int) -> Segment | None:
+        """Return the tier of these segments, None where it is not worth making yet, or has too many keys."""
+        if size == 1:
+            return self._opened(first)
+        name = (first, size)
+        if name not in self._made:
+            self._asked[name] += 1
+            if self._asked[name] < _ASKED:
+                return None
+            step = size // FAN_IN
+            parts = [self._tier(at, step) for at in range(first, first + size, step)]
+            few = [part for part in parts if part is not None]
+            if len(few) < len(parts) and any((at, step) not in self._made for at in range(first, first + size, step)):
+                return None
+            fits = len(few) == len(parts) and sum(part.keys.size for part in few) <= MOST_KEYS
+            path = self._root / f"{few[0].ref.path.rsplit('/', 1)[-1]}-{first}-{size}.tier" if fits else None
+            self._made[name] = None if path is None else open_segment(build_tier(few, path=path), root=self._root)
+        return self._made[name]
+
+
+def build_tier(segments: Sequence[Segment], *, path: Path) -> SegmentRef:
+    """Write a tier of segments of the same keys and measures, and return its ref, relative to its directory."""
+    columns = merged_columns([segment.keys for segment in segments])
+    dictionary, _ = build_dictionary(columns)
+    size = dictionary.size
+    counts, last = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+    measures = [name for name in segments[0].layouts if all(name in segment.layouts for segment in segments)]
+    totals = {
+        name: Totals(
+            size,
+            layouts=[segment.layouts[name] for segment in segments],
+            squares=all(segment.layouts[name].has_squares for segment in segments),
+        )
+        for name in measures
+    }
+    low = min(segment.ref.time_min for segment in segments)
+    for segment in segments:
+        runs = segment.runs(segment.keys.find(columns))
+        counts += segment.counted(runs.end) - segment.counted(runs.start)
+        for name, total in totals.items():
+            for rows, less in ((runs.end, False), (runs.start, True)):
+                total.add(total.before(segment.layouts[name], segment.arrays[name], rows, runs.start), less=less)
+        some = np.flatnonzero(runs.end > runs.start)
+        last[some] = np.maximum(last[some], segment.time_at(runs.end[some] - 1) - low)
+    return write_segment(
+        path,
+        path.parent,
+        dictionary=dictionary,
+        clock=Clock(low, int(last.max(initial=0)) + 1, None),
+        places=last,
+        bounds=np.arange(size + 1),
+        counts=np.append(0, np.cumsum(counts)),
+        measures={name: total.as_measure() for name, total in totals.items()},
+        extent=(low, max(segment.ref.time_max for segment in segments)),
+    )
