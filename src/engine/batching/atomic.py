@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,27 @@ from engine.errors import TableError
 
 def replace_synced(temporary: Path, final: Path) -> None:
     """Rename a finished file over its final name, after its bytes and before its name reach the disk."""
-    with open(temporary, "rb") as handle:
-        os.fsync(handle.fileno())
+    _sync(temporary)
     os.replace(temporary, final)
-    directory = os.open(final.parent, os.O_RDONLY)
+    _sync(final.parent)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until files and their names are on the disk: those that were renamed without, because one cannot wait."""
+    directories = set()
+    for path in paths:
+        _sync(path)
+        directories.add(path.parent)
+    for directory in directories:
+        _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(handle)
     finally:
-        os.close(directory)
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -155,6 +155,11 @@ def _row_sizes(file: pq.ParquetFile, columns: Sequence[str]) -> list[float]:
 
 def _within(batch: pa.RecordBatch, column: str, low: datetime | None, high: datetime | None) -> pa.RecordBatch:
     values = batch.column(column)
+    if not values.null_count and batch.num_rows:
+        extent, begin, end = pc.min_max(values), pa.scalar(low, values.type), pa.scalar(high, values.type)
+        after = low is None or extent["min"].as_py() >= begin.as_py()
+        if after and (high is None or extent["max"].as_py() < end.as_py()):
+            return batch  # as most are: a filter would copy it
     mask: pa.Array | None = None
     if low is not None:
         mask = pc.greater_equal(values, pa.scalar(low, type=values.type))

@@ -210,13 +210,24 @@ def merged_columns(dictionaries: Sequence[KeyDictionary]) -> tuple[KeyColumn, ..
                 hint="the column changed its type: prepare the pipeline anew, in another workspace",
             )
         held = [column.values for column in same if len(column.values)] or [same[0].values]
-        values = pc.unique(pa.concat_arrays(held))
-        whole = _in_order(KeyColumn(same[0].name, kinds.pop(), values, np.zeros(0, dtype=np.int64)))
-        codes = np.concatenate([_places(column, whole.values)[column.codes] for column in same])
-        columns.append(KeyColumn(whole.name, whole.kind, whole.values, codes))
-        combined = np.unique(combined, return_inverse=True)[1] * (len(whole.values) + 1) + codes
+        if held[0].type == pa.int64():
+            values = pa.array(_distinct(np.concatenate([array.to_numpy() for array in held])))
+        else:
+            values = pc.unique(pa.concat_arrays(held))
+            values = values.take(pc.sort_indices(values))
+        if len(parts[0]) == 1:
+            return (KeyColumn(same[0].name, kinds.pop(), values, np.arange(len(values) + 1)),)
+        codes = np.concatenate([_places(column, values)[column.codes] for column in same])
+        columns.append(KeyColumn(same[0].name, kinds.pop(), values, codes))
+        combined = np.unique(combined, return_inverse=True)[1] * (len(values) + 1) + codes
     _, at = np.unique(combined, return_index=True)
     return tuple(KeyColumn(c.name, c.kind, c.values, c.codes[at]) for c in columns)
+
+
+def _distinct(numbers: Codes) -> Codes:
+    """Return distinct numbers, sorted; ``np.unique`` of 2.4 fills a hash table, which takes fifty times as long."""
+    ordered = np.sort(numbers)
+    return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
 
 def key_table(values: Mapping[str, Any]) -> pa.Table:

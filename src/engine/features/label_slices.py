@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
+from engine.batching.atomic import sync_files
 from engine.batching.tables import chunk_prefix
 from engine.features.label_events import join_labels, label_event_schema
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
@@ -65,13 +66,14 @@ def run(task: Task, scope: Scope) -> TaskResult:
         root=workspace.segments,
         prefix=f"{feature_set}/labels-{n:08d}",
     )
+    sync_files([workspace.segments / ref.path for ref in segments.refs])
     return TaskResult(
         task=task.name,
         outputs={
             "chunks": [to_json(ref) for ref in written.chunks],
             "pending": [ref.path for ref in left.chunks],
             "pending_rows": waiting.num_rows,
-            "segments": segments.refs,
+            "segments": [to_json(ref) for ref in segments.refs],
         },
         rows_in=labels.num_rows,
         rows_out=found.num_rows,

@@ -162,7 +162,7 @@ class LimbSums:
         return nearest(first, second, third)
 
     def _pieces(self) -> list[Floats]:
-        """Return float64 that add up to the sums exactly, the largest first: none overlap, and only that one is signed."""
+        """Return float64 that add up to the sums exactly, the largest first: none overlap; only that one is signed."""
         digits, top = [], self.limbs[0]
         for limb in self.limbs[1:]:
             digits.append(top & LIMB)

@@ -6,7 +6,7 @@ Which spans there are is planned by ``stages/prepare.py``, by the arithmetic of 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,15 +17,17 @@ import pyarrow as pa
 
 from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
+from engine.batching.atomic import sync_files
 from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
 from engine.batching.tables import chunk_prefix
-from engine.features.keys import SortedKeys, sort_keys
-from engine.features.segment_sets import BuiltSegments, build_segments
+from engine.features.keys import sort_keys
+from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
 from engine.features.segments import SegmentRef, read_times
 from engine.features.transform import load_transform
-from engine.features.windows import WindowReader, segment_plans
+from engine.features.windows import OpenWindow, WindowReader, segment_plans
 from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
+from engine.memory.governor import keep_freed
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.spec import PipelineSpec
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _NEAR = 4
+_KEPT = 32  # of the budget, the share that is kept of what was freed, to be used again
 
 
 def run_spans(task: Task, scope: Scope) -> TaskResult:
@@ -55,14 +58,24 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     prepared = prepared_table(workspace, spec.feature_set)
     plans = segment_plans(spec.features, over="events")
 
-    def gather(number: int) -> tuple[NewestRows, BuiltSegments]:
+    keep_freed(scope.budget.allowed_bytes // _KEPT)
+    syncing: list[Future[None]] = []
+
+    def gather(number: int) -> _Gathered:
         low, high = (time_of(value) for value in spans[number][:2])
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, low, high)]
         rows = newest_rows(mine, schema, spec, span=(low, high), scope=scope)
         prefix = f"{spec.feature_set}/events-{n:08d}-{number:04d}"
         names = dict.fromkeys([spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures))])
         narrow = rows.columns(list(names)) if plans else rows.table
-        return rows, build_segments(narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix)
+        built = build_segments(narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix)
+        for (over, keys), reader in readers.items():
+            if over == "events":
+                reader.extend([ref for ref in built.refs if ref.keys == keys])
+        syncing.append(disk.submit(sync_files, [workspace.segments / ref.path for ref in built.refs]))
+        if spec.features.transform is not None:  # it may change what a key is
+            return _Gathered(rows, built, {}, None)
+        return _Gathered(rows, built, built.in_order, _first_window(rows, spec, readers, built.in_order))
 
     def write(number: int, rows: pa.Table) -> list[ChunkRef]:
         prefix = chunk_prefix(n, f"rows.{number:04d}")
@@ -77,30 +90,29 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     chunks: list[ChunkRef] = []
     segments: dict[str, list[dict[str, Any]]] = {}
     rows_in = batches = done = 0
-    with scratch, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+    with scratch, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
         reading, writing = ahead.submit(gather, 0), behind.submit(list[ChunkRef])
         for number in range(len(spans)):
-            rows, own = reading.result()
+            gathered = reading.result()
+            rows, own = gathered.rows, gathered.built
             scope.governor.wait()
             if number + 1 < len(spans):
                 reading = ahead.submit(gather, number + 1)
             rows_in, batches = rows_in + rows.rows_in, batches + rows.batches
             if not rows.num_rows:
                 continue
-            segments[chunk_prefix(n, f"rows.{number:04d}")] = own.refs
-            for (over, keys), reader in readers.items():
-                if over == "events":
-                    refs = [SegmentRef.from_json(ref) for ref in own.refs]
-                    reader.extend([ref for ref in refs if ref.keys == keys])
-            # A transform may change what a key is.
-            in_order = own.in_order if spec.features.transform is None else {}
-            out = prepared_rows(_transformed(rows, transform, spec, scope), spec, readers, in_order)
+            segments[chunk_prefix(n, f"rows.{number:04d}")] = [to_json(ref) for ref in own.refs]
+            out = prepared_rows(
+                _transformed(rows, transform, spec, scope), spec, readers, gathered.in_order, gathered.first
+            )
             done += rows.num_rows
-            del rows
+            del rows, gathered
             chunks += writing.result()
             writing = behind.submit(write, number, out)
             scope.progress(done, max(done, sum(span[2] for span in spans)), "rows")
         chunks += writing.result()
+        for synced in syncing:
+            synced.result()
     return TaskResult(
         task=task.name,
         outputs={"chunks": [to_json(ref) for ref in chunks], "segments": segments},
@@ -110,29 +122,69 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     )
 
 
+@dataclass(frozen=True)
+class _Gathered:
+    """A span, ready to be searched."""
+
+    rows: NewestRows
+    built: BuiltSegments
+    in_order: Mapping[tuple[str, ...], SortedSegment]  # its rows by windows' keys, as far as that is known
+    first: OpenWindow | None  # of its windows
+
+
+def _first_window(
+    rows: NewestRows,
+    spec: PipelineSpec,
+    readers: Mapping[tuple[str, tuple[str, ...]], WindowReader],
+    in_order: Mapping[tuple[str, ...], SortedSegment],
+) -> OpenWindow:
+    window = spec.features.windows[0]
+    names = [*window.keys, spec.event_time, *([] if window.column is None else [window.column])]
+    known = in_order.get(window.keys)
+    return readers[window.over, window.keys].open(
+        rows.columns(list(dict.fromkeys(names))),
+        keys=window.keys,
+        time=spec.event_time,
+        window=window,
+        gap=spec.features.gap_of(window),
+        in_order=None if known is None else known.keys,
+        own=None if known is None or window.over != "events" else known.ref,
+    )
+
+
 def raw_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
-    """Return the columns of ``raw`` that rows may know, and its chunks up to the task's ``raw_n``."""
+    """Return the columns of ``raw`` that rows may know and need, and its chunks up to the task's ``raw_n``."""
+    spec = context.spec
     table = context.workspace.table("raw")
     schema = table.schema()
     if schema is None:
         raise LookupError("raw has no schema though a span of it was planned")
-    fields = [schema.field(name) for name in schema.names if name not in context.spec.after_columns]
-    return pa.schema(fields), table.chunks(newest_n=int(task.inputs["raw_n"]))
+    names = [name for name in schema.names if name not in spec.after_columns]
+    if spec.features.transform is None:  # which may look at any of them
+        needed = {spec.source.cursor, *_used(spec)}
+        names = [name for name in names if name in needed]
+    return pa.schema([schema.field(name) for name in names]), table.chunks(newest_n=int(task.inputs["raw_n"]))
+
+
+def _used(spec: PipelineSpec) -> list[str]:
+    """Return the columns that prepared rows are made of."""
+    features = spec.features
+    names = [spec.source.key, spec.event_time, *features.numeric, *features.categorical]
+    names += [spec.baseline] if spec.baseline is not None else []
+    names += [name for window in features.windows for name in (*window.keys, window.column) if name is not None]
+    return list(dict.fromkeys(names))
 
 
 def _transformed(
     rows: NewestRows, transform: Callable[[pa.Table], pa.Table], spec: PipelineSpec, scope: Scope
 ) -> pa.Table:
     """Return a span's rows as the transform has them, batch by batch, with no more columns than are used."""
-    features = spec.features
-    wanted = [spec.source.key, spec.event_time, *features.numeric, *features.categorical]
-    wanted += [spec.baseline] if spec.baseline is not None else []
-    wanted += [name for window in features.windows for name in (*window.keys, window.column) if name is not None]
+    wanted = _used(spec)
     row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)
     pieces = []
     for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes(), row_bytes=row_bytes)):
         out = transform(piece)
-        pieces.append(out.select([name for name in dict.fromkeys(wanted) if name in out.column_names]))
+        pieces.append(out.select([name for name in wanted if name in out.column_names]))
     return pa.concat_tables(pieces)
 
 
@@ -241,7 +293,8 @@ def prepared_rows(
     rows: pa.Table,
     spec: PipelineSpec,
     readers: Mapping[tuple[str, tuple[str, ...]], WindowReader] | None = None,
-    in_order: Mapping[tuple[str, ...], SortedKeys] | None = None,
+    in_order: Mapping[tuple[str, ...], SortedSegment] | None = None,
+    first: OpenWindow | None = None,
 ) -> pa.Table:
     """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows.
 
@@ -249,20 +302,40 @@ def prepared_rows(
     ----------
     in_order
         The rows by windows' keys, as far as that is known.
+    first
+        The first window of them, if it is open already; while one is searched, the next one is opened.
     """
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
     if spec.baseline is not None:
         columns[BASELINE] = rows.column(spec.baseline).cast(pa.float64())
     for name in (*spec.features.numeric, *spec.features.categorical):
         columns[name] = rows.column(name)
-    ordered = dict(in_order or {})
-    for window in spec.features.windows:
+    windows, segments = spec.features.windows, in_order or {}
+    ordered = {keys: known.keys for keys, known in segments.items()}
+
+    def opened(number: int) -> OpenWindow:
+        window = windows[number]
         keys, gap = window.keys, spec.features.gap_of(window)
         if keys not in ordered:
             ordered[keys] = sort_keys(rows, keys, read_times(rows.column(spec.event_time), name=spec.event_time))
-        columns |= (readers or {})[window.over, keys].compute(
-            rows, keys=keys, time=spec.event_time, window=window, gap=gap, in_order=ordered[keys]
+        return (readers or {})[window.over, keys].open(
+            rows,
+            keys=keys,
+            time=spec.event_time,
+            window=window,
+            gap=gap,
+            in_order=ordered[keys],
+            own=segments[keys].ref if window.over == "events" and keys in segments else None,
         )
+
+    with ThreadPoolExecutor(1) as ahead:
+        ready = ahead.submit(opened, 0) if windows and first is None else None
+        for number in range(len(windows)):
+            window = first if ready is None else ready.result()
+            if number + 1 < len(windows):
+                ready = ahead.submit(opened, number + 1)
+            if window is not None:
+                columns |= window.features()
     return pa.table(columns)
 
 

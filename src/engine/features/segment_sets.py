@@ -5,31 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from engine.features.keys import SortedKeys, sort_keys
-from engine.features.segments import build_segment, read_times
+from engine.features.segments import SegmentRef, build_segment, read_times
 from engine.features.windows import SegmentPlan
-from engine.refs import to_json
 
-SEGMENT_ROWS = 500_000
+SEGMENT_ROWS = 1_000_000
 """At most so many rows in a segment: they are held while it is built."""
 
 
 @dataclass(frozen=True)
-class BuiltSegments:
-    """Segments of some rows, and these by their keys, where one segment holds them all."""
+class SortedSegment:
+    """Some rows in the order of their keys, and the segment that holds these rows and no others."""
 
-    refs: list[dict[str, Any]]
-    in_order: Mapping[tuple[str, ...], SortedKeys]
+    keys: SortedKeys
+    ref: SegmentRef
+
+
+@dataclass(frozen=True)
+class BuiltSegments:
+    """Segments of some rows."""
+
+    refs: list[SegmentRef]
+    in_order: Mapping[tuple[str, ...], SortedSegment]  # by their keys, where one segment holds all rows
 
 
 def build_segments(
     rows: pa.Table, *, plans: Sequence[SegmentPlan], time: str, root: Path, prefix: str
 ) -> BuiltSegments:
-    """Write the segments of some rows.
+    """Write the segments of some rows; the caller syncs their files.
 
     Parameters
     ----------
@@ -54,8 +60,9 @@ def build_segments(
                 path=path,
                 root=root,
                 in_order=ordered,
+                synced=False,
             )
-            refs.append(to_json(ref))
+            refs.append(ref)
             if piece.num_rows == rows.num_rows:
-                in_order[plan.keys] = ordered
+                in_order[plan.keys] = SortedSegment(ordered, ref)
     return BuiltSegments(refs, in_order)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from engine.batching.atomic import replace_synced
+from engine.batching.atomic import sync_files
 from engine.errors import SourceError, TableError
 from engine.features.keys import KeyDictionary, SortedKeys, build_dictionary, sort_keys
 from engine.features.measures import MeasureLayout, build_measure
@@ -125,6 +126,7 @@ def build_segment(
     root: Path | None = None,
     squares: Sequence[str] | None = None,
     in_order: SortedKeys | None = None,
+    synced: bool = True,
 ) -> SegmentRef:
     """Write a segment and return its ref.
 
@@ -145,6 +147,8 @@ def build_segment(
         Which measures a standard deviation may be asked of; default: all.
     in_order
         The rows' keys and times as ``sort_keys`` returns them, where they are known.
+    synced
+        Whether to wait until it is on the disk; else that is for the caller to do before it is committed.
 
     Raises
     ------
@@ -175,7 +179,7 @@ def build_segment(
         name: build_measure(table.column(name), name=name, order=order, starts=starts, squares=name in squared)
         for name in measures
     }
-    return write_segment(
+    ref = write_segment(
         path,
         path.parent if root is None else root,
         dictionary=dictionary,
@@ -185,6 +189,9 @@ def build_segment(
         measures=built,
         extent=extent,
     )
+    if synced:
+        sync_files([path])
+    return ref
 
 
 def write_segment(
@@ -199,7 +206,10 @@ def write_segment(
     extent: tuple[int, int],
     counts: npt.NDArray[np.int64] | None = None,
 ) -> SegmentRef:
-    """Write the parts of a segment, as ``Segment`` has them, with its first and last time, and return its ref."""
+    """Write the parts of a segment, as ``Segment`` has them, with its first and last time, and return its ref.
+
+    Nobody waits until it is on the disk.
+    """
     arrays: dict[str, pa.Array] = {"places": pa.array(places), "bounds": pa.array(bounds)}
     if clock.times is not None:
         arrays["times"] = pa.array(clock.times)
@@ -280,6 +290,17 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
     )
 
 
+def read_soon(path: Path) -> None:
+    """Ask the kernel to read a file ahead that is about to be searched, where it can be asked."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(handle)
+
+
 def read_times(column: pa.ChunkedArray, *, name: str) -> npt.NDArray[np.int64]:
     """Return a timestamp or date column in microseconds since 1970 UTC, int64 (rows,).
 
@@ -340,6 +361,6 @@ def _write(path: Path, arrays: Mapping[str, pa.Array], facts: Mapping[str, Any])
     try:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-        replace_synced(temporary, path)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

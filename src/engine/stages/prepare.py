@@ -39,7 +39,7 @@ from engine.units import microseconds
 
 _STREAMED_SPAN_ROWS = 2_000_000  # one chunk, and what a late row has written anew
 _STREAMED_SPANS = 32
-_WINDOWED_SPANS = 32  # of one commit, while none is written again
+_WINDOWED_SPANS = 64  # of one commit, while none is written again
 _MOST_LABELS = 250_000  # of one commit
 
 
