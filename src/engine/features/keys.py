@@ -48,9 +48,13 @@ class SortedKeys:
         """How many distinct keys there are."""
         return len(self.starts) - 1
 
-    def codes(self) -> Codes:
-        """Return the place among the distinct keys of each row in order, int64 (rows,)."""
-        return np.repeat(np.arange(self.size, dtype=np.int64), np.diff(self.starts))
+    def codes(self, begin: int, end: int) -> Codes:
+        """Return the place among the distinct keys of each row from ``begin`` to ``end`` in order, int64."""
+        low = int(np.searchsorted(self.starts, begin, side="right")) - 1
+        high = int(np.searchsorted(self.starts, end, side="left"))
+        edges = self.starts[low : high + 1].clip(begin, end)
+        sizes = edges[1:] - edges[:-1]
+        return np.repeat(np.arange(low, high, dtype=np.int64), sizes)
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,11 @@ class Totals:
         if squares:
             self._squares = _sums(rows, [squares_of(layout) for layout in layouts], exact=same)
 
+    @property
+    def needs_starts(self) -> bool:
+        """Whether ``before`` looks at where runs begin."""
+        return isinstance(self._sums, _Levels) or isinstance(self._squares, _Levels)
+
     def before(self, layout: MeasureLayout, arrays: Arrays, rows: Places, starts: Places) -> Before:
         """Return what comes before ``rows`` of a segment, in the runs that begin at ``starts``."""
         power = self._scale - layout.scale

@@ -180,6 +180,8 @@ def _transformed(
 ) -> pa.Table:
     """Return a span's rows as the transform has them, batch by batch, with no more columns than are used."""
     wanted = _used(spec)
+    if spec.features.transform is None:
+        return rows.columns(wanted)
     row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)
     pieces = []
     for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes(), row_bytes=row_bytes)):

@@ -290,17 +290,6 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
     )
 
 
-def read_soon(path: Path) -> None:
-    """Ask the kernel to read a file ahead that is about to be searched, where it can be asked."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
-    finally:
-        os.close(handle)
-
-
 def read_times(column: pa.ChunkedArray, *, name: str) -> npt.NDArray[np.int64]:
     """Return a timestamp or date column in microseconds since 1970 UTC, int64 (rows,).
 

@@ -104,6 +104,11 @@ class _Part:
     own: bool  # it holds the batch's rows, in their order
     reach: Mapping[timedelta, Reach]
 
+    @property
+    def searched(self) -> bool:
+        """Whether any row has to be searched for."""
+        return not (self.ends or self.own) or any(how.few or not how.begins for how in self.reach.values())
+
 
 class WindowSearch:
     """Windows of one key, searched block by block; blocks may be searched at once.
@@ -158,6 +163,8 @@ class WindowSearch:
         if measure is not None:
             segments = [*parts.values(), *(segment for found in inside.values() for segment in found)]
             total = Totals(batch.size, layouts=[_layout(segment, measure) for segment in segments], squares=squares)
+
+        self._needs_starts = last or (total is not None and total.needs_starts)
 
         def found_in(segment: Segment) -> Numbers:
             index = segment.keys.find(batch.columns)
@@ -219,7 +226,8 @@ class WindowSearch:
     ) -> None:
         """Add what the windows of a block hold of one segment, beside what is known by key."""
         segment, runs = part.segment, part.runs
-        place, starts = runs.place[keys], runs.start[keys]
+        place = runs.place[keys] if part.searched else keys
+        starts = runs.start[keys] if self._needs_starts else keys  # else nobody looks at them
         many = [length for length, how in part.reach.items() if not how.few]
         high = place
         if part.ends:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.features.keys import SortedKeys, key_table, sort_keys
-from engine.features.segments import Segment, SegmentRef, open_segment, read_soon, read_times
+from engine.features.segments import Segment, SegmentRef, open_segment, read_times
 from engine.features.tiers import Tiers
 from engine.features.window_search import NEVER, Answer, WindowSearch, plan_search
 from engine.spec import FeaturesSpec, WindowSpec
@@ -210,8 +210,6 @@ class WindowReader:
             plan = plan_search(self._refs, near=ends, spans=spans, closed=closed)
             inside = {length: self._covered(numbers) for length, numbers in plan.inside.items()}
             parts = {number: self._segment(number) for number in plan.parts}
-        for segment in parts.values():
-            read_soon(self._root / segment.ref.path)
         return WindowSearch(
             plan,
             inside=inside,
@@ -278,13 +276,13 @@ class OpenWindow:
         out = {name: _Column(len(self.stamps), whole=statistic == "count") for _, statistic, name in names}
         if search is None:
             return {name: column.array() for name, column in out.items()}
-        codes = self.batch.codes()
-        first = _first_at_instant(codes, self.near, self.batch.order)
+        ties = _first_at_instant(self.batch, self.near)
 
         def one(start: int) -> None:
-            block = slice(start, start + _BLOCK_ROWS)
-            at = self.batch.order[block].astype(np.int64)
-            answers = search.run(codes[block], self.near[at], first[block])
+            at = self.batch.order[start : start + _BLOCK_ROWS].astype(np.int64)
+            end = start + len(at)
+            first = np.arange(start, end) if ties is None else ties[start:end]
+            answers = search.run(self.batch.codes(start, end), self.near[at], first)
             values = None if self.own is None else self.own.take(pa.array(at))
             for length, statistic, name in names:
                 out[name].put(at, _result(statistic, answers[length], self.stamps, at, values))
@@ -321,14 +319,15 @@ class _Column:
         return pa.Array.from_buffers(kind, len(self._values), buffers, null_count=missing)
 
 
-def _first_at_instant(
-    codes: npt.NDArray[np.int64], near: npt.NDArray[np.int64], order: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int64]:
-    """Return, of rows in order of key and time, the place of the first one of each row's key and time."""
-    places = np.arange(len(codes), dtype=np.int64)
+def _first_at_instant(batch: SortedKeys, near: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+    """Return, of rows in order of key and time, the place of the first one of each row's key and time.
+
+    None where no two rows share an instant.
+    """
     if (near[1:] > near[:-1]).all():
-        return places
-    times = near[order]
+        return None
+    codes, times = batch.codes(0, len(near)), near[batch.order]
+    places = np.arange(len(near), dtype=np.int64)
     places[1:][(codes[1:] == codes[:-1]) & (times[1:] == times[:-1])] = 0
     return np.maximum.accumulate(places, out=places)
 
