@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.errors import PlanRefused
 from engine.features import footprints, labelled
 from engine.features.encoders import COUNTED_CATEGORY_BYTES
 from engine.learning.learners import learner
@@ -130,6 +131,27 @@ def test_training(context: StageContext) -> None:
     fit = train._project_fit(context, ROWS)
     _check(fit, sum(terms.values()) + 6 * BATCH + 100_000 * 120)
     assert (fit.rows, fit.row_term) == (ROWS, "rows")
+
+
+@pytest.mark.parametrize("mebibytes", [240, 256, 509])
+def test_training_names_a_budget_in_which_the_positives_fit(context: StageContext, mebibytes: int) -> None:
+    def rate(budget: Budget) -> float:
+        mine = dataclasses.replace(context, budget=budget)
+        return train._sampling_rate(
+            mine.spec,
+            rows=10_000_019,
+            positives=4_000_037,
+            features=COLUMNS,
+            available_bytes=train._available_bytes(mine),
+            row_share=1.0,
+            budget=budget,
+        )
+
+    with pytest.raises(PlanRefused, match="4,000,037 positives") as refused:
+        rate(Budget(mebibytes * MIB))
+    named = int(refused.value.details["smallest_budget_bytes"])
+    assert f"--memory {named // MIB}MiB" in refused.value.hint
+    assert 0 < rate(Budget(named)) < 1
 
 
 @pytest.mark.parametrize("rows", [ROWS, 10_000_019])
