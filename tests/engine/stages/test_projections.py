@@ -72,8 +72,9 @@ def _check(projection: Projection, expected: int) -> None:
     assert all(size > 0 for size in projection.terms.values()), projection.terms
 
 
-def test_extract(context: StageContext) -> None:
-    _check(extract._project(RESERVED, BATCH, 13), BATCH * COPIES + 2 * GROUP + 13 * MIB // 4 + 24 * MIB)
+@pytest.mark.parametrize(("columns", "pages"), [(13, 13 * MIB), (31, 24 * MIB), (1_009, 1_009 * MIB // 4)])
+def test_extract(context: StageContext, columns: int, pages: int) -> None:
+    _check(extract._project(RESERVED, BATCH, columns), BATCH * COPIES + 2 * GROUP + pages + 24 * MIB)
 
 
 @pytest.mark.parametrize(
