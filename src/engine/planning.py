@@ -72,7 +72,7 @@ def _entry(forecast: Forecast, context: StageContext) -> dict[str, Any]:
         "projected_bytes": projection.projected_bytes,
         "terms": dict(projection.terms),
         "worst_term": projection.worst_term[0],
-        "smallest_budget_bytes": projection.smallest_budget_bytes,
+        "smallest_budget_bytes": projection.smallest_budget_bytes(budget),
         "largest_batch_bytes": projection.largest_batch_bytes(budget),
         "rows": forecast.rows,
         "row_bytes": round(projection.row_bytes, 1) or None,

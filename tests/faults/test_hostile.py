@@ -58,3 +58,12 @@ def test_the_budget_that_is_named_for_a_row_of_200_mib_is_enough_to_put_it_in_qu
     done = _cells("fat rows", tmp_path, memory=named.group(1))["extract"]
     assert done.outcome == "quarantine"
     assert done.measured_bytes <= done.allowed_bytes
+
+
+def test_the_budget_that_is_named_for_2000_columns_is_enough_for_every_stage(tmp_path: Path) -> None:
+    refused = _cells("2,000 columns", tmp_path)["extract"]
+    named = re.search(r"--memory (\d+MiB)", refused.text)
+    assert named is not None
+    cells = _cells("2,000 columns", tmp_path, memory=named.group(1))
+    assert {stage: cell.outcome for stage, cell in cells.items()} == _WHOLE
+    assert all(0 < cell.share <= 1.0 for cell in cells.values()), cells

@@ -26,6 +26,11 @@ ROW_GROUP_BYTES = 8 * 2**20
 
 CHUNK_ROWS = 1_000_000
 
+_MOST_PARTS = 20_000
+"""Columns of row groups in one chunk: who writes it holds 800 bytes for each, who opens it half as much, whatever is
+read. In one file, 100,000 rows of 2,000 doubles take 330 MiB for their footer alone.
+"""
+
 HELD_BYTES = "headrace.held_bytes"
 """Of a chunk's footer: what each column of no fixed width takes in memory, in bytes by row group.
 
@@ -35,6 +40,7 @@ Parquet counts encoded bytes: two megabytes of constant text, or of long runs, m
 _SAMPLE_ROWS = 10_000
 _LEVEL = -1  # of zstd: a quarter less CPU than 1, for files that are 3 % larger
 
+_LEAST_VARYING = 8.0  # bytes of a value of no fixed width, as far as its type tells
 _LONGEST_STATISTIC = 64  # characters; a longer string says nothing that a plan needs
 
 
@@ -51,6 +57,8 @@ class ChunkWriter:
         Of every batch.
     on_chunk
         Called with each finished chunk.
+    chunk_rows
+        Of a chunk at most; fewer where the table is so wide that its row groups are many.
     written
         Chunks of an earlier try that the new ones come after.
 
@@ -69,7 +77,7 @@ class ChunkWriter:
         *,
         prefix: str,
         schema: pa.Schema,
-        chunk_rows: int = CHUNK_ROWS,
+        chunk_rows: int | None = None,
         row_group_bytes: int = ROW_GROUP_BYTES,
         on_chunk: Callable[[ChunkRef], None] | None = None,
         written: Sequence[ChunkRef] = (),
@@ -77,7 +85,7 @@ class ChunkWriter:
         self._directory = directory
         self._prefix = prefix
         self._schema = schema
-        self._chunk_rows = chunk_rows
+        self._chunk_rows = most_chunk_rows(schema) if chunk_rows is None else chunk_rows
         self._row_group_bytes = row_group_bytes
         self._on_chunk = on_chunk
         self._strings = [
@@ -187,6 +195,20 @@ def fixed_width(kind: pa.DataType) -> float | None:
         return (float(kind.bit_width) + 1) / 8
     except ValueError:
         return None
+
+
+def most_chunk_rows(schema: pa.Schema) -> int:
+    """Return how many rows a chunk has at most: a million, or fewer where columns make its footer large."""
+    leaves = [leaf for field in schema for leaf in _leaves(field.type)]
+    groups = max(1, _MOST_PARTS // max(1, len(leaves)))
+    row_bytes = sum(fixed_width(leaf) or _LEAST_VARYING for leaf in leaves)
+    return max(1, min(CHUNK_ROWS, int(groups * ROW_GROUP_BYTES / max(1.0, row_bytes))))
+
+
+def _leaves(kind: pa.DataType) -> list[pa.DataType]:
+    """Return the types of the columns of Parquet that a column is."""
+    inner = [kind.field(at).type for at in range(kind.num_fields)]
+    return [leaf for one in inner for leaf in _leaves(one)] if inner else [kind]
 
 
 def adopt_chunk(temporary: Path, final: Path, *, memory_bytes: int) -> ChunkRef:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 LEAST_BATCH = 64 * 1024
+BUDGET_BATCHES = 64
+"""A batch is such a part of the budget, within bounds."""
+
 ATTEMPTS = 5
 """How often a task that is stopped at its budget is begun, with ever smaller batches."""
 
@@ -30,7 +33,7 @@ class Budget:
     def __post_init__(self) -> None:
         """Derive the batch: a 64th of the budget, from 64 KiB to 8 MiB (at 512 MiB)."""
         if not self.batch_bytes:
-            derived = max(LEAST_BATCH, min(_MOST_BATCH, self.allowed_bytes // 64))
+            derived = max(LEAST_BATCH, min(_MOST_BATCH, self.allowed_bytes // BUDGET_BATCHES))
             object.__setattr__(self, "batch_bytes", derived)
 
     def for_attempt(self, number: int, *, fitting_bytes: int | None = None) -> Budget:

@@ -55,17 +55,24 @@ class Projection:
         name, size = max({"reserved": self.reserved_bytes, **self.terms}.items(), key=lambda item: item[1])
         return name, size
 
+    def smallest_budget_bytes(self, budget: Budget) -> int:
+        """Return a budget in whole MiB that would do, where ``budget`` does not: it has batches of its own size."""
+        growing, found = self._batch_terms, 0
+        needed = self.projected_bytes
+        while needed > found:
+            found = -(-needed // _MIB) * _MIB
+            batches = -(-growing * Budget(found).batch_bytes // budget.batch_bytes)
+            needed = self.projected_bytes - growing + batches
+        return found
+
     @property
-    def smallest_budget_bytes(self) -> int:
-        """The smallest budget that would do with these batches, in whole MiB."""
-        return -(-self.projected_bytes // _MIB) * _MIB
+    def _batch_terms(self) -> int:
+        """Bytes of the terms that grow with the batch: their names begin with ``batches``."""
+        return sum(size for name, size in self.terms.items() if name.startswith(BATCHES))
 
     def largest_batch_bytes(self, budget: Budget) -> int:
-        """Return the largest batch with which the task would fit the budget, 0 when none would.
-
-        Terms whose name begins with ``batches`` grow with the batch, the others do not.
-        """
-        growing = sum(size for name, size in self.terms.items() if name.startswith(BATCHES))
+        """Return the largest batch with which the task would fit the budget, 0 when none would."""
+        growing = self._batch_terms
         room = budget.allowed_bytes - (self.projected_bytes - growing)
         if not growing:
             return budget.batch_bytes if room >= 0 else 0
@@ -83,7 +90,7 @@ class Projection:
         if self.projected_bytes <= budget.allowed_bytes:
             return
         name, size = self.worst_term
-        smallest, batch = self.smallest_budget_bytes, self.largest_batch_bytes(budget)
+        smallest, batch = self.smallest_budget_bytes(budget), self.largest_batch_bytes(budget)
         smaller = f"; with batches of {format_bytes(batch)} it would fit" if batch else "; no smaller batch would fit"
         raise PlanRefused(
             f"{self.stage}: projected {format_bytes(self.projected_bytes)} is over the "

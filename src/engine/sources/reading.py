@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from engine import events
 from engine.batching import ChunkWriter
-from engine.batching.chunks import CHUNK_ROWS
+from engine.batching.chunks import CHUNK_ROWS, most_chunk_rows
 from engine.batching.tables import chunk_prefix
 from engine.errors import SourceError
 from engine.memory.scope import Scope
@@ -49,6 +49,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
 
     schema = table_schema(spec, what, contract.stored)
     prefix = chunk_prefix(n, what)
+    chunk_rows = min(_CHUNK_ROWS, most_chunk_rows(schema))
     with open_feed(spec, what, types=contract.stored) as source:
         _require_same(contract, source.schemas(task.inputs["range"]))
         good = ChunkWriter(table.path, prefix=prefix, schema=schema, on_chunk=on_chunk, written=begun.chunks)
@@ -65,7 +66,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 bad.write(rejected)
                 scope.batch_done(rows, batch.rows.nbytes)
                 scope.progress(rows_in, rows_in, "rows")
-                if good.open_rows + kept.num_rows > _CHUNK_ROWS:  # the next batch may not go into it any more
+                if good.open_rows + kept.num_rows > chunk_rows:  # the next batch may not go into it any more
                     good.end_chunk()
                     bad.end_chunk()
                     now = _Begun(source.rest(begun.range, mark), good.chunks, bad.chunks, rows_in, batches)

@@ -29,8 +29,13 @@ from engine.stage import ChildContext
 from engine.units import parse_time
 
 _SHOWN_KEYS = 5
+_COPIED_BYTES = 2**20
 _JOIN_SHARE = 0.5  # of what the budget leaves after the process itself
 _JOIN_ROW_BYTES = 160  # key, cursor, file and number of a row while versions are numbered: 130 to 150 measured
+_MOST_JOINED_COLUMNS = 32
+"""DuckDB holds the footers of all files that it reads, two kilobytes for each column of each row group: 400 MiB for
+100,000 rows of 2,000 columns. Of wider tables it reads files that have what is joined and nothing else.
+"""
 _JOIN_BASE_BYTES, _LEAST_JOIN_BYTES = 24 * 2**20, 40 * 2**20
 
 
@@ -95,7 +100,7 @@ class _Joins:
         import duckdb
 
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self.directory = directory
         self._connection = duckdb.connect(
             config={
                 "memory_limit": f"{limit_bytes}B",
@@ -114,7 +119,7 @@ class _Joins:
         import shutil
 
         self._connection.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def batches(self, sql: str, values: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a query."""
@@ -167,7 +172,7 @@ class _Known:
         out = Places()
         if not self.new or not identify:
             return out
-        values = {"new": [str(self.table.path / ref.path) for ref in self.new]}
+        values = {"new": self._joined([self.table.path / ref.path for ref in self.new])}
         same = "o.k = n.k" if rule == "keep_first" else "o.k = n.k AND o.c = n.c"
         first = "k" if rule == "keep_first" else "k, c"
         self._collect(
@@ -179,7 +184,7 @@ class _Known:
         old = self._overlapping(by_key=rule != "newest")
         if not old:
             return out
-        values["old"] = old
+        values["old"] = self._joined(old)
         gone = ""
         if self.gone:  # rows of files that are read anew make room for these, so they are not known
             values["gone"] = list(self.gone)
@@ -197,18 +202,31 @@ class _Known:
             f"FROM read_parquet({files}, filename = true, file_row_number = true, union_by_name = true)"
         )
 
-    def _overlapping(self, *, by_key: bool) -> list[str]:
+    def _joined(self, paths: Sequence[Path]) -> list[str]:
+        """Return files with the names and rows of some chunks, and with their columns where those are few."""
+        if len(pq.read_schema(self.table.path / self.new[0].path)) <= _MOST_JOINED_COLUMNS:
+            return [str(path) for path in paths]
+        names = (self.key, self.cursor, *([FILE] if self.gone else []))
+        for path in paths:
+            found = pq.read_schema(path)
+            kept = pa.schema([found.field(name) for name in dict.fromkeys(names) if name in found.names])
+            with pq.ParquetWriter(self.joins.directory / path.name, kept) as writer:
+                for batch in read_batches([path], columns=kept.names, batch_bytes=_COPIED_BYTES):
+                    writer.write_batch(batch)
+        return [str(self.joins.directory / path.name) for path in paths]
+
+    def _overlapping(self, *, by_key: bool) -> list[Path]:
         column = self.key if by_key else self.cursor
         lows = [ref.minimum.get(column) for ref in self.new]
         highs = [ref.maximum.get(column) for ref in self.new]
         if None in lows or None in highs:
-            return [str(chunk.path) for chunk in self.live]
+            return [chunk.path for chunk in self.live]
         low: Any = min(lows)  # type: ignore[type-var]
         high: Any = max(highs)  # type: ignore[type-var]
         if not by_key:
             low, high = parse_time(low), parse_time(high)
         return [
-            str(chunk.path)
+            chunk.path
             for chunk in self.live
             if chunk.may_hold(column, low, None)
             and (chunk.minimum.get(column) is None or chunk.minimum[column] <= high)

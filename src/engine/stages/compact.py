@@ -22,6 +22,7 @@ A compaction that was cut off is checked against all of this again before it com
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ import pyarrow.parquet as pq
 
 from engine import events
 from engine.batching import ChunkWriter, Table, Workspace, read_batches
-from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.chunks import ROW_GROUP_BYTES, most_chunk_rows
 from engine.batching.merging import Merge, MergeLimits, find_merges, merged_prefix, spans_a_pin
 from engine.errors import TableError
 from engine.layout import feature_sets, pending_plan, prepared_app, prepared_table
@@ -93,7 +94,10 @@ class CompactStage:
         if len(chunks) <= self.least or _is_written(context.workspace, self.table):
             return None
         pins = _pins(context.workspace, self.table)
-        found = find_merges(chunks, pins=pins, limits=_LIMITS.get(self.table, MergeLimits()))
+        limits, schema = _LIMITS.get(self.table, MergeLimits()), self.primary(context).schema()
+        if schema is not None:
+            limits = dataclasses.replace(limits, most_rows=min(limits.most_rows, most_chunk_rows(schema)))
+        found = find_merges(chunks, pins=pins, limits=limits)
         if sum(len(merge.chunks) - 1 for merge in found) < self.least:
             return None
         sizes = itertools.accumulate(len(merge.chunks) for merge in found)

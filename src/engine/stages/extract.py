@@ -36,6 +36,9 @@ SLICE_ROWS = {"raw": 10_000_000, "labels": 250_000}
 """Rows of one commit: a first load of a year goes in commits of bounded size. Prepare holds a slice of labels at
 once."""
 
+_PAGE_BYTES = 2**18  # on average, where columns are many
+_LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 24 * 2**20  # of few: 18 MiB with 32 columns of one large row group
+_BEYOND_LIMIT = 16  # DuckDB passes its limit by a little: with ten million rows all other terms were used up too
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
@@ -328,7 +331,7 @@ def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
         terms={
             "batches in flight": batch_bytes * COPIES,
             "row group being written": 2 * ROW_GROUP_BYTES,
-            "page of each column": columns * 2**20 // 4,
+            "page of each column": max(columns * _PAGE_BYTES, min(columns * _LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES)),
             "driver and query buffers": 24 * 2**20,
         },
     )
@@ -337,8 +340,10 @@ def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
 def _project_settling(context: StageContext, *, rows: int) -> Projection:
     reserved = context.learned.reserved_bytes("extract.settle")
     free = max(0, context.budget.allowed_bytes - reserved)
+    joins = join_bytes(rows, free_bytes=free)
     terms = {
-        "joins": join_bytes(rows, free_bytes=free),
+        "joins": joins,
+        "joins beyond their limit": joins // _BEYOND_LIMIT,
         "batches in flight": 2 * context.budget.batch_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
     }

@@ -21,7 +21,7 @@ from engine.batching import Table, Workspace
 from engine.batching.atomic import require_json, write_json
 from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
-from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
+from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded, PlanRefused
 from engine.features.encoders import COUNTED_CATEGORY_BYTES, EncoderBuilder, FeatureEncoder
 from engine.features.labelled import LabelView, labelled_rows, labelled_terms
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
@@ -33,6 +33,7 @@ from engine.learning.retrain import ChampionFacts, Decision, should_retrain
 from engine.learning.sampling import correct_prior, keep, sampling_rate_for
 from engine.learning.threshold import choose_threshold
 from engine.ledger import Entry, Ledger, champion_of, last_trained, positive_share, trained
+from engine.memory.budget import BUDGET_BATCHES, Budget
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -210,24 +211,61 @@ def forecast(context: StageContext) -> list[Forecast]:
     rows, features = prepared.rows(), len(context.spec.features.names())
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
-    rate = context.spec.learner.sampling_rate
-    if rate is None:
-        mine, parameters = learner(context.spec.learner.kind), context.spec.learner.parameters
-        terms = mine.project(rows, features=features, parameters=parameters)
-        fixed = sum(size for term, size in terms.items() if term != "rows")
-        rate = 1.0
-        if rows and terms["rows"]:
-            rate = sampling_rate_for(
-                rows=rows,
-                positives=int(rows * share),
-                available_bytes=max(0, _available_bytes(context) - fixed),
-                bytes_per_row=_fit_share(context) * terms["rows"] / rows,
-            )
+    rate = _sampling_rate(
+        context.spec,
+        rows=rows,
+        positives=int(rows * share),
+        features=features,
+        available_bytes=_available_bytes(context),
+        row_share=_fit_share(context),
+        budget=context.budget,
+    )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
         Forecast(_project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
         Forecast(_project_fit(context, kept), kept, sampling_rate=rate),
     ]
+
+
+def _sampling_rate(
+    spec: PipelineSpec,
+    *,
+    rows: int,
+    positives: int,
+    features: int,
+    available_bytes: int,
+    row_share: float,
+    budget: Budget,
+) -> float:
+    """Return the pipeline's sampling rate, or the one that the budget buys.
+
+    Raises
+    ------
+    PlanRefused
+        The positives and as many negatives do not fit; names the smallest budget that would do.
+    """
+    if spec.learner.sampling_rate is not None:
+        return spec.learner.sampling_rate
+    terms = learner(spec.learner.kind).project(rows, features=features, parameters=spec.learner.parameters)
+    if not rows or not terms["rows"]:
+        return 1.0
+    available = available_bytes - sum(size for term, size in terms.items() if term != "rows")
+    row_bytes = row_share * terms["rows"] / rows
+    try:
+        return sampling_rate_for(
+            rows=rows, positives=positives, available_bytes=max(0, available), bytes_per_row=row_bytes
+        )
+    except PlanRefused as error:
+        # Of each further byte the learner gets a share, after what larger batches take of it.
+        short = int(error.details["projected_bytes"]) - available
+        more = short / _FREE_SHARE / (1 - _COPIES / BUDGET_BATCHES)
+        enough = -(-int(budget.allowed_bytes + more) // 2**20)
+        raise PlanRefused(
+            error.message,
+            hint=f"set resources.memory to at least {enough}MiB, or run with --memory {enough}MiB; or shorten "
+            "split.history, or use learner.kind sgd: constant memory",
+            details={**error.details, "smallest_budget_bytes": enough * 2**20},
+        ) from None
 
 
 def _available_bytes(context: StageContext) -> int:
@@ -357,17 +395,15 @@ def run_cache(task: Task, scope: Scope) -> TaskResult:
     _require(rows, positives, spec, split)
     encoder = builder.finish()
     features = len(encoder.feature_names)
-    mine, parameters = learner(spec.learner.kind), spec.learner.parameters
-    terms = mine.project(rows, features=features, parameters=parameters)
-    fixed = sum(size for term, size in terms.items() if term != "rows")
-    rate = spec.learner.sampling_rate or 1.0
-    if spec.learner.sampling_rate is None and terms["rows"]:
-        rate = sampling_rate_for(
-            rows=rows,
-            positives=positives,
-            available_bytes=max(0, int(task.inputs["available_bytes"]) - fixed),
-            bytes_per_row=float(task.inputs["row_share"]) * terms["rows"] / rows,
-        )
+    rate = _sampling_rate(
+        spec,
+        rows=rows,
+        positives=positives,
+        features=features,
+        available_bytes=int(task.inputs["available_bytes"]),
+        row_share=float(task.inputs["row_share"]),
+        budget=scope.budget,
+    )
     codes = dict(zip(encoder.categorical_indices, encoder.cardinalities, strict=True))
     reference = ReferenceBuilder(encoder.feature_names, categorical=codes)
     directory = _cache_dir(context.workspace, int(task.inputs["n"]))

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from engine.batching import ChunkWriter
+from engine.batching import ChunkWriter, chunks
+from engine.batching.chunks import CHUNK_ROWS, ROW_GROUP_BYTES, most_chunk_rows
 
 
 def test_dictionaries_are_built_only_for_text_that_repeats(tmp_path: Path) -> None:
@@ -38,3 +40,27 @@ def test_whole_numbers_and_times_are_packed_differences_whatever_they_are(tmp_pa
     packed = [field.name for at, field in enumerate(rows.schema) if "DELTA" in str(group.column(at).encodings)]
     assert packed == [field.name for field in rows.schema if field.name != "double"]
     assert pq.read_table(path).to_batches() == [rows]
+
+
+def test_the_footer_of_a_chunk_is_bounded_however_wide_its_rows_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "_MOST_PARTS", 500)
+    rows = pa.record_batch({f"c{i}": np.arange(20_000) * 0.5 + i for i in range(200)})
+    with ChunkWriter(tmp_path, prefix="1-raw", schema=rows.schema) as writer:
+        for start in range(0, rows.num_rows, 500):
+            writer.write(rows.slice(start, 500))
+    assert len(writer.chunks) > 1
+    for ref in writer.chunks:
+        found = pq.read_metadata(tmp_path / ref.path)
+        assert found.num_row_groups * found.num_columns <= 3 * 200  # two whole row groups, and a last one
+    assert sum(ref.rows for ref in writer.chunks) == rows.num_rows
+
+
+def test_a_chunk_has_a_million_rows_where_columns_are_few() -> None:
+    double, group = pa.float64(), pa.struct([(f"f{i}", pa.float64()) for i in range(2_000)])
+    assert most_chunk_rows(pa.schema([(f"c{i}", double) for i in range(20)])) == CHUNK_ROWS
+    wide = most_chunk_rows(pa.schema([(f"c{i}", double) for i in range(2_000)]))
+    assert 9 < wide * 2_000 * 8.125 / ROW_GROUP_BYTES <= 10
+    assert most_chunk_rows(pa.schema([("all", group)])) < CHUNK_ROWS
+    assert most_chunk_rows(pa.schema([(f"c{i}", double) for i in range(100_000)])) * 812_500 <= ROW_GROUP_BYTES

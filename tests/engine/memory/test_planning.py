@@ -30,13 +30,22 @@ def test_a_projection_is_reserved_and_every_term() -> None:
 
 
 def test_a_refusal_names_the_worst_term_and_the_smallest_budget_that_would_do() -> None:
-    projection = Projection("prepare", 101 * MIB, {"span": 307 * MIB, "batches": 104 * MIB})
+    projection = Projection("prepare", 101 * MIB, {"span": 307 * MIB, "others": 104 * MIB})
     with pytest.raises(PlanRefused) as caught:
         projection.check(Budget(512 * MIB - 1))
     details = caught.value.details
     assert (details["worst_term"], details["smallest_budget_bytes"]) == ("span", 512 * MIB)
     assert "512MiB" in caught.value.hint
     projection.check(Budget(details["smallest_budget_bytes"]))
+
+
+def test_the_budget_that_a_refusal_names_has_room_for_its_own_batches() -> None:
+    projection = Projection("extract", 101 * MIB, {"page of each column": 307 * MIB, "batches": 13 * 4 * MIB})
+    with pytest.raises(PlanRefused) as caught:
+        projection.check(Budget(256 * MIB))
+    named = Budget(caught.value.details["smallest_budget_bytes"])
+    assert named.batch_bytes > Budget(256 * MIB).batch_bytes
+    Projection("extract", 101 * MIB, {"page of each column": 307 * MIB, "batches": 13 * named.batch_bytes}).check(named)
 
 
 @pytest.mark.parametrize(("allowed", "batch"), [(512 * MIB, 8 * MIB), (MIB, 64 * 1024), (2**40, 8 * MIB)])

@@ -11,6 +11,7 @@ import pytest
 
 from engine.batching import read_batches
 from engine.errors import SchemaChanged, SourceError
+from engine.sources import settling
 from engine.stages import extract as extraction
 from tests.shop import Shop, at
 
@@ -84,6 +85,28 @@ def test_exports_that_overlap_are_told_apart_by_key_and_cursor(shop: Shop) -> No
     _write(shop, "monday.csv", day[:2], header=header)
     shop.extract(FAR)
     assert sorted((row["id"], row["amount"]) for row in shop.rows()) == [(0, 1), (1, 1), (2, 9)]
+
+
+def test_exports_of_many_columns_are_told_apart_by_key_and_cursor_too(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = {"uri": str(tmp_path / "in"), "table": "", "key": "id", "cursor": "at"}
+    shop = Shop(tmp_path, source=source, event_time="at")
+    more = settling._MOST_JOINED_COLUMNS
+    header = ",".join(["id,amount,at", *(f"c{i}" for i in range(more))])
+
+    def write(name: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        _write(shop, name, [(*row, *range(more)) for row in rows], header=header)
+
+    write("a.csv", _orders(0, 5))
+    assert shop.extract(FAR).rows_out == 5
+    write("b.csv", [*_orders(3, 8), *_orders(7, 8)])  # two that are known, and one twice
+    report = shop.extract(FAR)
+    assert (report.rows_out, report.outputs["known_rows"]) == (3, 3)
+    write("a.csv", _orders(1, 5, amount=2))
+    os.utime(shop.directory / "in" / "a.csv")
+    assert shop.extract(FAR).outputs["files"] == {"changed": 1}
+    assert _table(shop) == [(f"{'a' if key < 5 else 'b'}.csv", key, 2 if key < 5 else 1) for key in range(1, 8)]
+    assert not any(shop.workspace.scratch.iterdir())
 
 
 def test_a_large_file_is_committed_in_slices(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,13 @@ from engine.batching import ChunkWriter
 from engine.batching.tables import chunk_prefix
 from engine.errors import SpecError
 from engine.features import footprints
+from engine.features.row_streams import MOST_STREAMED_COLUMNS
 from engine.layout import prepared_table
 from engine.stage import StageContext, run_stage
 from engine.stages import prepare
 from engine.stages.prepare import PrepareStage
 from engine.units import microseconds
+from tests.shop import Shop
 
 ROWS = 30_000
 
@@ -116,6 +118,21 @@ def test_rows_out_of_order_are_left_to_be_sorted_and_said_to_be(home: Path) -> N
     assert kinds == {"stream", "sort"}
     assert any("they are sorted" in event.message for event in seen if isinstance(event, events.Note))
     assert _rows(context).equals(_expected(context))
+
+
+def test_columns_that_are_no_features_do_not_keep_rows_from_being_streamed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = {"uri": str(tmp_path / "in"), "table": "", "key": "id", "cursor": "at"}
+    shop = Shop(tmp_path, source=source, event_time="at")
+    more = range(MOST_STREAMED_COLUMNS)
+    lines = [f"{key},{key * 7},2026-01-0{key},{','.join(map(str, more))}" for key in range(1, 9)]
+    header = ",".join(["id,amount,at", *(f"c{i}" for i in more)])
+    (tmp_path / "in" / "orders.csv").write_text("\n".join([header, *lines]) + "\n")
+    context = shop.context(10**9)
+    shop.extract(10**9)
+    run_stage(PrepareStage(), context)
+    assert ["-stream-" in chunk.name for chunk in _chunks(context)] == [True]
+    assert _rows(context).select("key", "amount").rows() == [(key, key * 7) for key in range(1, 9)]
 
 
 def test_a_transform_that_drops_rows_far_from_the_first_ones_is_refused(home: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.errors import PlanRefused
 from engine.features import footprints, labelled
 from engine.features.encoders import COUNTED_CATEGORY_BYTES
 from engine.learning.learners import learner
@@ -71,8 +72,9 @@ def _check(projection: Projection, expected: int) -> None:
     assert all(size > 0 for size in projection.terms.values()), projection.terms
 
 
-def test_extract(context: StageContext) -> None:
-    _check(extract._project(RESERVED, BATCH, 13), BATCH * COPIES + 2 * GROUP + 13 * MIB // 4 + 24 * MIB)
+@pytest.mark.parametrize(("columns", "pages"), [(13, 13 * MIB), (31, 24 * MIB), (1_009, 1_009 * MIB // 4)])
+def test_extract(context: StageContext, columns: int, pages: int) -> None:
+    _check(extract._project(RESERVED, BATCH, columns), BATCH * COPIES + 2 * GROUP + pages + 24 * MIB)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_extract(context: StageContext) -> None:
     [(7, 40 * MIB), (1_000_003, 24 * MIB + 160 * 1_000_003), (10**8, (512 * MIB - RESERVED) // 2)],
 )
 def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, rows: int, joins: int) -> None:
-    _check(extract._project_settling(context, rows=rows), joins + 2 * BATCH + 2 * GROUP)
+    _check(extract._project_settling(context, rows=rows), joins + joins // 16 + 2 * BATCH + 2 * GROUP)
     assert settling.join_bytes(rows, free_bytes=512 * MIB - RESERVED) == joins
 
 
@@ -130,6 +132,27 @@ def test_training(context: StageContext) -> None:
     fit = train._project_fit(context, ROWS)
     _check(fit, sum(terms.values()) + 6 * BATCH + 100_000 * 120)
     assert (fit.rows, fit.row_term) == (ROWS, "rows")
+
+
+@pytest.mark.parametrize("mebibytes", [240, 256, 509])
+def test_training_names_a_budget_in_which_the_positives_fit(context: StageContext, mebibytes: int) -> None:
+    def rate(budget: Budget) -> float:
+        mine = dataclasses.replace(context, budget=budget)
+        return train._sampling_rate(
+            mine.spec,
+            rows=10_000_019,
+            positives=4_000_037,
+            features=COLUMNS,
+            available_bytes=train._available_bytes(mine),
+            row_share=1.0,
+            budget=budget,
+        )
+
+    with pytest.raises(PlanRefused, match="4,000,037 positives") as refused:
+        rate(Budget(mebibytes * MIB))
+    named = int(refused.value.details["smallest_budget_bytes"])
+    assert f"--memory {named // MIB}MiB" in refused.value.hint
+    assert 0 < rate(Budget(named)) < 1
 
 
 @pytest.mark.parametrize("rows", [ROWS, 10_000_019])
