@@ -38,6 +38,8 @@ Parquet counts encoded bytes: two megabytes of constant text, or of long runs, m
 """
 
 _SAMPLE_ROWS = 10_000
+_LEAST_SAMPLE_ROWS = 1_000
+_NOISE = 0.9  # compressed size to size: it takes a fifth of the time of writing, for files 3 % smaller
 _LEVEL = -1  # of zstd: a quarter less CPU than 1, for files that are 3 % larger
 
 _LEAST_VARYING = 8.0  # bytes of a value of no fixed width, as far as its type tells
@@ -152,8 +154,7 @@ class ChunkWriter:
             self._writer = pq.ParquetWriter(
                 self._temporary,
                 self._schema,
-                compression="zstd",
-                compression_level=_LEVEL,
+                **self._compression(rows),
                 use_dictionary=self._repeating(rows),
                 column_encoding=self._encodings,
                 write_page_checksum=True,
@@ -163,6 +164,17 @@ class ChunkWriter:
             self._held.setdefault(name, []).append(rows.column(name).nbytes)
         self._pending = []
         self._pending_bytes = 0
+
+    def _compression(self, rows: pa.Table) -> dict[str, Any]:
+        """Return what the writer compresses: not floats whose bytes are noise, as far as a chunk's first rows tell."""
+        floats = [field.name for field in self._schema if pa.types.is_floating(field.type)]
+        noise = {name for name in floats if _is_noise(rows.column(name))}
+        if not noise or any(pa.types.is_nested(field.type) for field in self._schema):  # whose leaves have other names
+            return {"compression": "zstd", "compression_level": _LEVEL}
+        return {
+            "compression": {name: "none" if name in noise else "zstd" for name in self._schema.names},
+            "compression_level": {name: _LEVEL for name in self._schema.names if name not in noise},
+        }
 
     def _repeating(self, rows: pa.Table) -> list[str]:
         """Return the columns of text of which each value comes twice or more, as far as a chunk's first rows tell."""
@@ -187,6 +199,15 @@ class ChunkWriter:
 def _is_whole(kind: pa.DataType) -> bool:
     """Return whether Parquet stores values as whole numbers of 32 or 64 bits, which it can store as differences."""
     return bool(pa.types.is_integer(kind) or pa.types.is_temporal(kind))
+
+
+def _is_noise(column: pa.ChunkedArray) -> bool:
+    """Return whether compressing a column of floats would save a tenth of it at most."""
+    values = pa.concat_arrays(column.slice(0, _SAMPLE_ROWS).chunks).drop_null()
+    if len(values) < _LEAST_SAMPLE_ROWS:
+        return False
+    raw = pa.py_buffer(values.to_numpy(zero_copy_only=False))
+    return bool(pa.Codec("zstd", _LEVEL).compress(raw).size > _NOISE * raw.size)
 
 
 def fixed_width(kind: pa.DataType) -> float | None:
