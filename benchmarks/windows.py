@@ -13,11 +13,12 @@ import json
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -44,14 +45,16 @@ _HOT = 7  # the card of every fourth row
 _LIMIT_SECONDS = 300  # of a peer under the budget
 _SAMPLES = 400
 _LENGTHS = {"1d": timedelta(days=1), "7d": timedelta(days=7)}
-_DTYPES = {"float": "amount", "cents": "cents"}
+COLUMNS = {"float": "amount", "cents": "cents"}
+_TURNING = ("headrace", "polars_unlimited")  # at the border of noise: they take turns, and the median ratio counts
 
 
 def main() -> None:
     """Write the rows, run the contenders one after another, and write ``benchmarks/results/windows_<amounts>.json``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=_ROWS)
-    parser.add_argument("--amounts", choices=sorted(_DTYPES), default="float")
+    parser.add_argument("--amounts", choices=sorted(COLUMNS), default="float")
+    parser.add_argument("--rounds", type=int, default=3, help="of headrace and polars_unlimited, by turns")
     parser.add_argument("--only", nargs="+", choices=sorted(CONTENDERS), help="contenders; default: all")
     parser.add_argument("--keep", type=Path, help="a directory of rows that are kept, and used again where they are")
     parser.add_argument("--contender", nargs=3, help=argparse.SUPPRESS)
@@ -63,9 +66,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=os.environ.get("HEADRACE_BENCH_DIR", ".")) as scratch:
         home = (given.keep or Path(scratch)).absolute()
         generate(home, rows=given.rows)
-        names = given.only or list(CONTENDERS)
-        found = {name: run(name, home, rows=given.rows, column=_DTYPES[given.amounts]) for name in names}
-    print(f"wrote {write_results(f'windows_{given.amounts}', compared(found))}")
+        names, column = given.only or list(CONTENDERS), COLUMNS[given.amounts]
+        turns = [
+            {name: run(name, home, rows=given.rows, column=column) for name in _TURNING if name in names}
+            for _ in range(given.rounds)
+        ]
+        found = {name: run(name, home, rows=given.rows, column=column) for name in names if name not in _TURNING}
+    print(f"wrote {write_results(f'windows_{given.amounts}', compared(turns, found))}")
 
 
 def spec_of(home: Path, column: str) -> PipelineSpec:
@@ -241,9 +248,13 @@ def _raw(home: Path) -> list[Path]:
     return sorted((home / "workspace" / "tables" / "raw").glob("*.parquet"))
 
 
-def run(name: str, home: Path, *, rows: int, column: str) -> Contender:
-    """Run one contender in a fresh process; one that is killed, or takes too long, is a result too."""
-    clean(home)
+def run(name: str, home: Path, *, rows: int, column: str, keep: bool = False) -> Contender:
+    """Run one contender in a fresh process; one that is killed, or takes too long, is a result too.
+
+    With ``keep`` it finds what an earlier run has prepared, and leaves what it prepares.
+    """
+    if not keep:
+        clean(home)
     limited = CONTENDERS[name][1]
     command = [sys.executable, "-m", "benchmarks.windows", "--contender", name, str(home), column]
     environment = {**os.environ, "POLARS_MAX_THREADS": str(THREADS), "OMP_NUM_THREADS": str(THREADS)}
@@ -281,7 +292,8 @@ def run(name: str, home: Path, *, rows: int, column: str) -> Contender:
         done = rows
     one = Contender(round(wall, 2), sampler.peak.counted_bytes if sampler.peak else 0, outcome, done, figures)
     print(f"{name}: {outcome}, {one.seconds:.1f} s, {format_bytes(one.peak_bytes)}", flush=True)
-    clean(home)
+    if not keep:
+        clean(home)
     return one
 
 
@@ -353,20 +365,32 @@ def clean(home: Path) -> None:
     shutil.rmtree(home / "peer", ignore_errors=True)
 
 
-def compared(found: Mapping[str, Contender]) -> dict[str, Contender]:
-    """Return the contenders, headrace's with its time to each peer's that ended."""
+def compared(turns: Sequence[Mapping[str, Contender]], others: Mapping[str, Contender]) -> dict[str, Contender]:
+    """Return each contender's run of the median time, headrace's with its time to each peer's that ended."""
+    middle: dict[str, Contender] = {}
+    for name in turns[0]:
+        of_turns = sorted((turn[name] for turn in turns), key=lambda one: one.seconds)
+        one = of_turns[len(of_turns) // 2]
+        peak = max(turn.peak_bytes for turn in of_turns)
+        middle[name] = Contender(one.seconds, peak, one.outcome, one.rows, one.figures)
+    found = {**middle, **others}
     own = found.get("headrace")
     if own is None or own.outcome != "ok":
-        return dict(found)
+        return found
     ratios = {
         f"seconds_to_{name}": round(own.seconds / peer.seconds, 3)
-        for name, peer in found.items()
-        if name != "headrace" and peer.outcome == "ok"
+        for name, peer in others.items()
+        if peer.outcome == "ok"
     }
-    return {
-        **found,
-        "headrace": Contender(own.seconds, own.peak_bytes, own.outcome, own.rows, {**own.figures, **ratios}),
-    }
+    if "polars_unlimited" in turns[0]:
+        pairs = sorted(turn["headrace"].seconds / turn["polars_unlimited"].seconds for turn in turns)
+        ratios |= {
+            "seconds_to_polars_unlimited": round(statistics.median(pairs), 3),
+            "least_seconds_to_polars_unlimited": round(pairs[0], 3),
+            "most_seconds_to_polars_unlimited": round(pairs[-1], 3),
+        }
+    figures = {**own.figures, **ratios}
+    return {**found, "headrace": Contender(own.seconds, own.peak_bytes, own.outcome, own.rows, figures)}
 
 
 if __name__ == "__main__":

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.features.label_slices import label_window_keys
-from engine.features.row_slices import search_rows
+from engine.features.row_slices import search_rows, tier_keys
 from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
+from engine.features.tiers import TIER_KEY_BYTES
 from engine.features.windows import segment_plans, window_block_bytes, window_bytes_per_row
 from engine.memory.projection import Projection
 from engine.stage import StageContext
@@ -36,8 +37,9 @@ _SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
 _WINDOWED_SHARE = 0.9  # of what is free beside the rows, for the spans in flight
 _MOST_SPAN_ROWS = 1_000_000
 _LEAST_SPAN_ROWS = 64  # with fewer, a plan of spans would be larger than what it saves: such a slice is divided
-_SPANS, _BUILDING, _RESULTS = "spans in flight", "segment being built", "window results"
-_ROW_TERMS = (_SPANS, _BUILDING, _RESULTS)
+_SPANS, _BUILDING, _TIER = "spans in flight", "segment being built", "tier being made"
+_RESULTS = "window results"
+_ROW_TERMS = (_SPANS, _BUILDING, _TIER, _RESULTS)
 _ROW_BYTES_COMMITS = 100
 
 
@@ -93,6 +95,7 @@ def project_windows(context: StageContext, rows: int, row_bytes: float) -> Proje
     terms = {
         _SPANS: int(rows * held),
         _BUILDING: min(rows, SEGMENT_ROWS) * max(building, default=0),
+        _TIER: tier_keys(rows) * TIER_KEY_BYTES,
         _RESULTS: rows * (16 * columns + max((window_bytes_per_row(window) for window in windows), default=0)),
         "blocks being searched": max(blocks, default=0),
         "batches in flight": 2 * context.budget.batch_bytes,

@@ -53,7 +53,12 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     schema, raw = raw_chunks(context, task)
     scratch = TemporaryDirectory(prefix="tiers-", dir=workspace.scratch)
     readers = _readers(
-        spec, task.inputs["segments"], root=workspace.segments, threads=scope.budget.threads, scratch=Path(scratch.name)
+        spec,
+        task.inputs["segments"],
+        root=workspace.segments,
+        threads=scope.budget.threads,
+        scratch=Path(scratch.name),
+        most_tier_keys=tier_keys(max(rows for _, _, rows in spans)),
     )
     prepared = prepared_table(workspace, spec.feature_set)
     plans = segment_plans(spec.features, over="events")
@@ -120,6 +125,11 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
         rows_out=sum(ref.rows for ref in chunks),
         batches=batches,
     )
+
+
+def tier_keys(rows: int) -> int:
+    """Return how many keys a tier may be made of where spans have so many rows: then a span's segment takes more."""
+    return rows // 2
 
 
 @dataclass(frozen=True)
@@ -276,7 +286,13 @@ def search_rows(spec: PipelineSpec, batch_bytes: int, *, row_bytes: float = 0.0)
 
 
 def _readers(
-    spec: PipelineSpec, segments: Mapping[str, Sequence[Mapping[str, Any]]], *, root: Path, threads: int, scratch: Path
+    spec: PipelineSpec,
+    segments: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    root: Path,
+    threads: int,
+    scratch: Path,
+    most_tier_keys: int,
 ) -> dict[tuple[str, tuple[str, ...]], WindowReader]:
     """Return one reader for the windows over labels, or events, with the same keys."""
     readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
@@ -287,7 +303,7 @@ def _readers(
         if name not in readers:
             own = scratch / str(len(readers))
             own.mkdir()
-            readers[name] = WindowReader(mine, root=root, threads=threads, scratch=own)
+            readers[name] = WindowReader(mine, root=root, threads=threads, scratch=own, tier_keys=most_tier_keys)
     return readers
 
 

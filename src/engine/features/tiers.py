@@ -17,11 +17,8 @@ from engine.features.measures import Totals
 from engine.features.segments import Clock, Segment, SegmentRef, open_segment, write_segment
 
 FAN_IN = 4
-MOST_KEYS = 2**19
-"""Of the segments that a tier is made of, summed: it is made in memory."""
-
-TIER_BYTES = MOST_KEYS * 160
-"""What making a tier takes, at most."""
+TIER_KEY_BYTES = 160
+"""What making a tier takes in memory, at most, for each key of the segments that it is made of."""
 
 _ASKED = 2  # times before a tier is worth making
 
@@ -35,9 +32,12 @@ class Tiers:
         Directory for the files.
     opened
         Returns the segment of a number; segments are numbered once and for all.
+    most_keys
+        Of the segments that a tier is made of, summed.
     """
 
-    def __init__(self, root: Path, opened: Callable[[int], Segment]) -> None:
+    def __init__(self, root: Path, opened: Callable[[int], Segment], *, most_keys: int) -> None:
+        self._most_keys = most_keys
         self._root = root
         self._opened = opened
         self._asked: Counter[tuple[int, int]] = Counter()
@@ -72,7 +72,7 @@ class Tiers:
             few = [part for part in parts if part is not None]
             if len(few) < len(parts) and any((at, step) not in self._made for at in range(first, first + size, step)):
                 return None
-            fits = len(few) == len(parts) and sum(part.keys.size for part in few) <= MOST_KEYS
+            fits = len(few) == len(parts) and sum(part.keys.size for part in few) <= self._most_keys
             path = self._root / f"{few[0].ref.path.rsplit('/', 1)[-1]}-{first}-{size}.tier" if fits else None
             self._made[name] = None if path is None else open_segment(build_tier(few, path=path), root=self._root)
         return self._made[name]

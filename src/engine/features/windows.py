@@ -66,13 +66,13 @@ def measure_of(window: WindowSpec) -> str | None:
 
 
 def window_bytes_per_row(window: WindowSpec) -> int:
-    """Return the anonymous bytes a batch's row takes while ``WindowReader.compute`` is in one window, at most.
+    """Return the anonymous bytes a batch's row takes while one window is searched and the next one opened, at most.
 
-    Its key and time in two orders, totals of its key (each row may have one of its own), and the features.
+    Its time twice and its place, totals of its key for both windows (each row may have one of its own), the features.
     """
     lengths, statistics = len(window.lengths), len(window.names())
     held = 16 if measure_of(window) is None else 16 + 24 * (2 if "std" in window.statistics else 1)
-    return 96 + lengths * held + 9 * statistics
+    return 32 + 2 * lengths * held + 9 * statistics
 
 
 def window_block_bytes(window: WindowSpec, *, rows: int, threads: int) -> int:
@@ -95,6 +95,8 @@ class WindowReader:
         That search at once, each a block of a batch.
     scratch
         Directory for tiers of segments, which many batches are then searched in; the owner's to remove.
+    tier_keys
+        How many keys the segments of a tier may have, summed.
 
     Notes
     -----
@@ -103,13 +105,19 @@ class WindowReader:
     """
 
     def __init__(
-        self, segments: Sequence[SegmentRef], *, root: Path, threads: int = 1, scratch: Path | None = None
+        self,
+        segments: Sequence[SegmentRef],
+        *,
+        root: Path,
+        threads: int = 1,
+        scratch: Path | None = None,
+        tier_keys: int = 2**18,
     ) -> None:
         self._refs = list(segments)
         self._root = root
         self._threads = threads
         self._open: dict[int, Segment] = {}
-        self._tiers = None if scratch is None else Tiers(scratch, self._segment)
+        self._tiers = None if scratch is None else Tiers(scratch, self._segment, most_keys=tier_keys)
         self._lock = Lock()
 
     def extend(self, segments: Sequence[SegmentRef]) -> None:

@@ -37,12 +37,16 @@ class Projection:
     def observed_row_bytes(self, measured_bytes: int) -> float | None:
         """Return the bytes of a row as a run has measured them, None where its rows were too few to tell.
 
-        All that was measured beyond ``reserved`` is put down to rows: where they are most of it, that errs on the safe
-        side.
+        Where rows are most of it, all that was measured beyond ``reserved`` is put down to them, which errs on the safe
+        side. Elsewhere they are learned only to take more than was thought: what was measured beyond all other terms.
         """
-        if not self.rows or not self.row_term or 2 * self.terms[self.row_term] < sum(self.terms.values()):
+        if not self.rows or not self.row_term:
             return None
-        return max(0, measured_bytes - self.reserved_bytes) / self.rows
+        beyond, of_rows = max(0, measured_bytes - self.reserved_bytes), self.terms[self.row_term]
+        others = sum(self.terms.values()) - of_rows
+        if of_rows >= others:
+            return beyond / self.rows
+        return (beyond - others) / self.rows if beyond - others > of_rows else None
 
     @property
     def projected_bytes(self) -> int:

@@ -114,12 +114,13 @@ def test_bytes_of_a_row_are_those_that_the_last_runs_over_the_table_measured(tmp
     assert held() == pytest.approx(210.0)
 
 
-def test_a_run_says_what_its_rows_took_only_where_they_are_most_of_it() -> None:
+def test_a_run_says_what_its_rows_took_where_they_are_most_of_it_or_took_more_than_was_thought() -> None:
     many = Projection("gather", 101, {"span": 700, "batches": 300}, rows=7, row_term="span")
     assert many.row_bytes == 100.0
     assert many.observed_row_bytes(101 + 77) == 11.0
     few = Projection("gather", 101, {"span": 299, "batches": 300}, rows=7, row_term="span")
-    assert few.observed_row_bytes(5_000) is None
+    assert few.observed_row_bytes(101 + 599) is None
+    assert few.observed_row_bytes(101 + 300 + 700) == 100.0
     assert Projection("score", 101, {"batches": 300}).observed_row_bytes(5_000) is None
 
 

@@ -36,7 +36,7 @@ FEATURES = {
 COLUMNS = 1 + 2 + 2 + 2
 SEARCHED = BATCH // (8 * (COLUMNS + 8))
 # Of the window that takes most: for each of its rows, and for each of those that a thread searches at once.
-WINDOW = 96 + max(2 * 16 + 9 * 2, 1 * (16 + 24) + 9 * 2)
+WINDOW = 32 + max(2 * 2 * 16 + 9 * 2, 2 * 1 * (16 + 24) + 9 * 2)
 BLOCKS = ROWS * (160 + 1 * (40 + 24) + 24 * 16)
 SEGMENT = 40 + 16 + 72 + 8 + 8
 
@@ -93,7 +93,7 @@ def test_joining_labels(context: StageContext) -> None:
 
 def test_spans_with_windows(context: StageContext) -> None:
     found = footprints.project_windows(context, ROWS, ROW_BYTES)
-    rows = ROWS * (5 * int(ROW_BYTES) + SEGMENT + 16 * COLUMNS + WINDOW)
+    rows = ROWS * (5 * int(ROW_BYTES) + SEGMENT + 16 * COLUMNS + WINDOW) + ROWS // 2 * 160
     pages = (COLUMNS + 3) * MIB // 4
     _check(found, rows + BLOCKS + 2 * BATCH + 3 * GROUP + pages + (16 + 12) * MIB)
     assert (found.rows, found.row_bytes) == (ROWS, 5 * ROW_BYTES)
