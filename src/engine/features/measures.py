@@ -156,15 +156,15 @@ class Totals:
         """Whether ``before`` looks at where runs begin."""
         return isinstance(self._sums, _Levels) or isinstance(self._squares, _Levels)
 
-    def before(self, layout: MeasureLayout, arrays: Arrays, rows: Places, starts: Places) -> Before:
-        """Return what comes before ``rows`` of a segment, in the runs that begin at ``starts``."""
+    def before(self, layout: MeasureLayout, arrays: Arrays, rows: Places, starts: Places, *, counted: Places) -> Before:
+        """Return what comes before ``rows`` of a segment, ``counted`` of them, in the runs that begin at ``starts``."""
         power = self._scale - layout.scale
         squares: Sequence[Any] = ()
         if self._squares is not None:
             name = "sum" if layout.boolean else "squares"
             squares = self._squares.before(squares_of(layout), arrays, rows, starts, name=name, power=2 * power)
         return Before(
-            None if self._present is None else arrays["present"][rows] if layout.nulls else rows,
+            None if self._present is None else arrays["present"][rows] if layout.nulls else counted,
             {name: arrays[name][rows] for name in layout.special if name in self._special},
             self._sums.before(layout.sums, arrays, rows, starts, name="sum", power=power),
             squares,

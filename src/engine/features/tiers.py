@@ -96,10 +96,12 @@ def build_tier(segments: Sequence[Segment], *, path: Path) -> SegmentRef:
     low = min(segment.ref.time_min for segment in segments)
     for segment in segments:
         runs = segment.runs(segment.keys.find(columns))
-        counts += segment.counted(runs.end) - segment.counted(runs.start)
+        end, start = segment.counted(runs.end), segment.counted(runs.start)
+        counts += end - start
         for name, total in totals.items():
-            for rows, less in ((runs.end, False), (runs.start, True)):
-                total.add(total.before(segment.layouts[name], segment.arrays[name], rows, runs.start), less=less)
+            layout, arrays = segment.layouts[name], segment.arrays[name]
+            total.add(total.before(layout, arrays, runs.end, runs.start, counted=end))
+            total.add(total.before(layout, arrays, runs.start, runs.start, counted=start), less=True)
         some = np.flatnonzero(runs.end > runs.start)
         last[some] = np.maximum(last[some], segment.time_at(runs.end[some] - 1) - low)
     return write_segment(

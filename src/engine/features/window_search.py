@@ -290,7 +290,7 @@ class WindowSearch:
                 continue
             if before is None:
                 layout, arrays = segment.layouts[self._measure], segment.arrays[self._measure]
-                before = into.total.before(layout, arrays, rows, starts)
+                before = into.total.before(layout, arrays, rows, starts, counted=counted)
             into.total.add(before, at=at, less=less)
 
     def _see_last(

@@ -148,6 +148,38 @@ def test_windows_are_those_of_the_definition_however_rows_are_cut(tmp_path_facto
     assert same(many, one)
 
 
+@st.composite
+def earlier_parts(draw):
+    """Return a type, at least 18 parts that follow one another, and rows that are later than all of them."""
+    kind = draw(st.sampled_from(sorted(NUMBERS)))
+    count = draw(st.integers(18, 21))
+    parts = [
+        draw(st.lists(st.tuples(KEYS_A, KEYS_B, st.just(n), NUMBERS[kind]), min_size=1, max_size=4))
+        for n in range(count)
+    ]
+    asked = draw(st.lists(st.tuples(KEYS_A, KEYS_B, st.integers(30, 32), NUMBERS[kind]), min_size=1, max_size=9))
+    return kind, parts, asked
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(earlier_parts())
+def test_windows_are_those_of_the_definition_when_tiers_stand_for_segments(tmp_path_factory, case):
+    kind, parts, asked = case
+    root, scratch, window = tmp_path_factory.mktemp("segments"), tmp_path_factory.mktemp("tiers"), window_over()
+    made = segments_of([table_of(part, measure=TYPES[kind]) for part in parts], root)
+    reader, question = WindowReader(made, root=root, scratch=scratch), table_of(asked, measure=TYPES[kind])
+    rows = [row for part in parts for row in part]
+    wanted = [expected(rows, row, gap=0, window=window) for row in asked]
+    first = None
+    for _ in range(4):
+        answers = reader.compute(question, keys=("a", "b"), time="at", window=window, gap=timedelta(0))
+        found = {name: values.to_pylist() for name, values in answers.items()}
+        check(found, wanted, ulps=3)
+        assert first is None or same(first, found)
+        first = found
+    assert {path.name.rsplit("-", 1)[1] for path in scratch.glob("*.tier")} == {"4.tier", "16.tier"}
+
+
 def test_float_sums_are_rounded_as_fsum_does(tmp_path):
     pick = random.Random(7)
     values = [pick.choice([1e12, 1e-3, 3.3, -1e12, 1e-9]) * pick.random() for _ in range(1200)]
