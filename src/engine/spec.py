@@ -155,7 +155,9 @@ class WindowSpec(_Section):
     over: Literal["events", "labels"]
     keys: tuple[str, ...] = Field(min_length=1)
     lengths: tuple[Duration, ...] = Field(min_length=1)
-    statistics: tuple[Literal["count", "sum", "mean", "std", "rate", "since", "ratio"], ...] = Field(min_length=1)
+    statistics: tuple[Literal["count", "sum", "mean", "std", "rate", "since", "ratio", "min", "max"], ...] = Field(
+        min_length=1
+    )
     column: str | None = Field(None, description="the measured column; not for labels, nor for count and since")
     gap: Duration | None = Field(None, description="default: features.gap")
     null_keys: Literal["own", "exclude"] = Field(
@@ -165,7 +167,8 @@ class WindowSpec(_Section):
 
     @model_validator(mode="after")
     def _measure_fits(self) -> Self:
-        measured = {"sum", "mean", "std", "ratio"} & set(self.statistics)
+        extremes = {"min", "max"} & set(self.statistics)
+        measured = extremes | ({"sum", "mean", "std", "ratio"} & set(self.statistics))
         if self.over == "events" and "rate" in self.statistics and self.column is None:
             raise ValueError("a rate of events needs a boolean column")
         if self.over == "events" and measured and self.column is None:
@@ -174,6 +177,9 @@ class WindowSpec(_Section):
             raise ValueError("a window over labels measures the label; leave column out")
         if self.over == "labels" and "ratio" in self.statistics:
             raise ValueError("a ratio is of the row's own value, and its label is not known yet; use rate")
+        if self.over == "labels" and extremes:
+            names = " and no ".join(sorted(extremes, reverse=True))
+            raise ValueError(f"a window over labels has no {names}: a label is true or false; use rate")
         if self.over == "labels" and self.same_instant:
             raise ValueError("same_instant is for events: a label known at once would be its own target")
         if any(length <= timedelta(0) for length in self.lengths):

@@ -60,7 +60,12 @@ def test_time_since_the_last_event_has_one_feature_for_the_longest_length():
 
 @given(
     st.lists(st.integers(1, 5_000).map(lambda minutes: f"{minutes}m"), min_size=1, max_size=4, unique=True),
-    st.lists(st.sampled_from(["count", "sum", "mean", "std", "rate", "since"]), min_size=1, max_size=6, unique=True),
+    st.lists(
+        st.sampled_from(["count", "sum", "mean", "std", "rate", "since", "min", "max"]),
+        min_size=1,
+        max_size=8,
+        unique=True,
+    ),
 )
 def test_one_window_never_names_a_feature_twice(lengths, statistics):
     window = _window(over="events", column="late", lengths=lengths, statistics=statistics)

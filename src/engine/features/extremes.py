@@ -3,7 +3,7 @@
 Rows are cut into blocks of 32. Inside a block each row has a stack in bits: the rows up to it that no later one
 undercuts, so that the first of them within a range is the range's smallest (Alstrup et al., "Nearest common
 ancestors: a survey and a new distributed algorithm", 2002). Whole blocks lie in a sparse table (Bender and
-Farach-Colton, "The LCA problem revisited", 2000). Which rows a window spans is decided in ``windows.py``.
+Farach-Colton, "The LCA problem revisited", 2000). Which rows a window spans is decided in ``window_search.py``.
 
 Null is ignored. NaN in a range makes both its extremes NaN, as it does a sum. Infinities are values like others, and
 -0.0 counts as 0.0. Integers are compared exactly.
@@ -51,7 +51,8 @@ def build_extremes(
         values (present rows,), as given.
         min.stacks, max.stacks uint32 (present rows,).
         min.blocks, max.blocks (levels x blocks,), of the type of the values; as many levels as the longest run needs.
-        present int32 (rows + 1,), only where a row has no value: how many of the first p rows have one.
+        present int32 (rows + 1,), only where a row has no value: how many of the first p rows have one, as
+        ``measures.py`` counts them.
 
         8 bytes a row, and for each extreme 4 and at most a quarter of a byte for each level: 16 for one of them and 23
         for both with 2**20 rows in one run, 12 and 16 where runs are short.
@@ -85,7 +86,8 @@ def range_extreme(
     Parameters
     ----------
     arrays
-        Of ``build_extremes``, which may be mapped: a range in one block reads two places of them, others up to six.
+        Of ``build_extremes``, which may be mapped: a range in one block reads two places of them, others up to six. Or
+        of ``Extreme.store``, for ranges of one row or none.
     low, high
         int64 (ranges,): positions ``low <= p < high``, inside the run of one key; there may be none. Sorted ranges read
         neighbouring places.
@@ -98,14 +100,16 @@ def range_extreme(
         The extremes (ranges,), of the type of the values, 0 where no row of the range has a value; and bool (ranges,),
         where one has.
     """
+    whole, row = arrays.get(f"{which}.whole"), low
     if "present" in arrays:
         counts = arrays["present"]
         low, high = counts[low].astype(np.int64), counts[high].astype(np.int64)
     found = high > low
     if found.all():
-        return _extremes(arrays, low, high, which), found
-    out = np.zeros(len(low), dtype=arrays["values"].dtype)
-    out[found] = _extremes(arrays, low[found], high[found], which)
+        return _extremes(arrays, low, high, which) if whole is None else whole[row], found
+    some = _extremes(arrays, low[found], high[found], which) if whole is None else whole[row[found]]
+    out = np.zeros(len(low), dtype=some.dtype)
+    out[found] = some
     return out, found
 
 
@@ -141,6 +145,10 @@ class Extreme:
         out = Extreme(0, self._which)
         out._values, out._found = self._values[at], self._found[at]
         return out
+
+    def store(self, into: dict[str, npt.NDArray[Any]]) -> None:
+        """Add an array for ``range_extreme`` of rows that stand for a window each; ``present`` is the caller's."""
+        into[f"{self._which}.whole"] = self._values
 
     def result(self) -> tuple[Floats, Flags]:
         """Return the extremes, float64 (rows,), 0 where there are none; and bool (rows,), where there are none."""

@@ -1,8 +1,8 @@
 """A measured column as running sums in a segment, and the totals of windows over several segments.
 
 Integers, booleans and decimals are summed in limbs (``limbs.py``), and so are floats that fit a few; other floats, and
-their squares, take three levels (``prefix_sums.py``). NaN and infinity are counted beside the sums. Which rows a window
-spans is decided in ``window_search.py``.
+their squares, take three levels (``prefix_sums.py``). NaN and infinity are counted beside the sums. Smallest and
+largest values are ``extremes.py``. Which rows a window spans is decided in ``window_search.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import SpecError
+from engine.features.extremes import Extreme, Which, build_extremes
 from engine.features.limbs import BITS, LIMB, SAFE, LimbSums, running, split_floats, split_squares, split_whole
 from engine.features.prefix_sums import (
     LARGEST,
@@ -36,6 +37,8 @@ Order = npt.NDArray[np.int32]
 
 _SPECIAL = ("nan", "plus", "minus", "outside")
 _LEVELS = ("first", "second", "third")
+_WHOLE = 2**53  # whole numbers up to here are float64
+_EXACT_POWER = 22  # of ten, the largest that is a float64
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class MeasureLayout:
     special: tuple[str, ...]  # which of NaN, the infinities and what is too large to square are counted
     sums: SumLayout
     squares: SumLayout | None  # None: not kept
+    extremes: tuple[Which, ...] = ()  # which of min and max are kept
 
     @property
     def has_squares(self) -> bool:
@@ -69,11 +73,18 @@ class MeasureLayout:
         """Return the layout that ``dataclasses.asdict`` described."""
         squares = value["squares"]
         sums = {"sums": SumLayout(**value["sums"]), "squares": None if squares is None else SumLayout(**squares)}
-        return cls(**{**value, **sums, "special": tuple(value["special"])})
+        names = {"special": tuple(value["special"]), "extremes": tuple(value.get("extremes", ()))}
+        return cls(**{**value, **sums, **names})
 
 
 def build_measure(
-    column: pa.ChunkedArray, *, name: str, order: Order, starts: Places, squares: bool
+    column: pa.ChunkedArray,
+    *,
+    name: str,
+    order: Order,
+    starts: Places,
+    squares: bool,
+    extremes: tuple[Which, ...] = (),
 ) -> tuple[MeasureLayout, dict[str, npt.NDArray[Any]]]:
     """Return the layout of a measure and its arrays by name.
 
@@ -85,6 +96,8 @@ def build_measure(
         How rows are sorted, and where each key's run begins after that.
     squares
         Whether a standard deviation will be asked for.
+    extremes
+        Which of min and max will be.
 
     Raises
     ------
@@ -101,15 +114,19 @@ def build_measure(
         special, sums, squared = _build_floats(
             array, order=order, starts=starts, squares=squares, present=present, into=arrays
         )
-        return MeasureLayout(True, False, 0, present is not None, special, sums, squared), arrays
-    if pa.types.is_boolean(of) or pa.types.is_integer(of) or pa.types.is_decimal(of) or pa.types.is_null(of):
+        layout = MeasureLayout(True, False, 0, present is not None, special, sums, squared, extremes)
+    elif pa.types.is_boolean(of) or pa.types.is_integer(of) or pa.types.is_decimal(of) or pa.types.is_null(of):
         boolean, scale = pa.types.is_boolean(of), of.scale if pa.types.is_decimal(of) else 0
         sums, squared = _build_whole(array, order=order, squares=squares and not boolean, into=arrays)
-        return MeasureLayout(False, boolean, scale, present is not None, (), sums, squared), arrays
-    raise SpecError(
-        f"features.windows: column {name!r} is of type {of}, which cannot be measured",
-        hint="sum, mean, std and rate need a number or a boolean; count and since need no column",
-    )
+        layout = MeasureLayout(False, boolean, scale, present is not None, (), sums, squared, extremes)
+    else:
+        raise SpecError(
+            f"features.windows: column {name!r} is of type {of}, which cannot be measured",
+            hint="sum, mean, std, rate, min and max need a number or a boolean; count and since need no column",
+        )
+    if extremes:
+        arrays |= build_extremes(_comparable(array)[order], starts=starts, which=extremes, present=present)
+    return layout, arrays
 
 
 @dataclass(frozen=True)
@@ -156,15 +173,15 @@ class Totals:
         """Whether ``before`` looks at where runs begin."""
         return isinstance(self._sums, _Levels) or isinstance(self._squares, _Levels)
 
-    def before(self, layout: MeasureLayout, arrays: Arrays, rows: Places, starts: Places) -> Before:
-        """Return what comes before ``rows`` of a segment, in the runs that begin at ``starts``."""
+    def before(self, layout: MeasureLayout, arrays: Arrays, rows: Places, starts: Places, *, counted: Places) -> Before:
+        """Return what comes before ``rows`` of a segment, ``counted`` of them, in the runs that begin at ``starts``."""
         power = self._scale - layout.scale
         squares: Sequence[Any] = ()
         if self._squares is not None:
             name = "sum" if layout.boolean else "squares"
             squares = self._squares.before(squares_of(layout), arrays, rows, starts, name=name, power=2 * power)
         return Before(
-            None if self._present is None else arrays["present"][rows] if layout.nulls else rows,
+            None if self._present is None else arrays["present"][rows] if layout.nulls else counted,
             {name: arrays[name][rows] for name in layout.special if name in self._special},
             self._sums.before(layout.sums, arrays, rows, starts, name="sum", power=power),
             squares,
@@ -189,16 +206,20 @@ class Totals:
         out._squares = None if self._squares is None else self._squares.take(at)
         return out
 
-    def as_measure(self) -> tuple[MeasureLayout, dict[str, npt.NDArray[Any]]]:
-        """Return these totals as a measure of rows that have them as their values, each a run of its own."""
+    def as_measure(
+        self, extremes: Mapping[Which, Extreme] | None = None
+    ) -> tuple[MeasureLayout, dict[str, npt.NDArray[Any]]]:
+        """Return these totals, and extremes, as a measure of rows that have them as values, each a run of its own."""
         arrays = {name: running(counted) for name, counted in self._special.items()}
         if self._present is not None:
             arrays["present"] = running(self._present)
         sums = self._sums.store("sum", arrays)
         squares = None if self._squares is None or self._boolean else self._squares.store("squares", arrays)
-        special = tuple(self._special)
+        special, kept = tuple(self._special), extremes or {}
+        for extreme in kept.values():
+            extreme.store(arrays)
         layout = MeasureLayout(
-            self._real, self._boolean, self._scale, self._present is not None, special, sums, squares
+            self._real, self._boolean, self._scale, self._present is not None, special, sums, squares, tuple(kept)
         )
         return layout, arrays
 
@@ -426,6 +447,29 @@ def _unscaled(array: pa.Array) -> tuple[npt.NDArray[np.uint64], Places]:
         return low, np.zeros(len(low), dtype=np.int64)
     signed = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
     return signed.view(np.uint64), signed >> 63
+
+
+def _comparable(array: pa.Array) -> npt.NDArray[Any]:
+    """Return values as int64 where that holds them, else as the nearest float64; null is 0."""
+    of = array.type
+    if pa.types.is_decimal(of):
+        return _nearest(array)
+    whole = pa.types.is_boolean(of) or pa.types.is_null(of) or (pa.types.is_integer(of) and not pa.types.is_uint64(of))
+    wide = array.cast(pa.int64() if whole else pa.float64(), safe=False)
+    values: npt.NDArray[Any] = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _nearest(array: pa.Array) -> Floats:
+    """Return decimals as the nearest float64; Arrow's own cast misses that for a third of them. Null is 0."""
+    scale, (low, high) = array.type.scale, _unscaled(array)
+    whole = low.view(np.int64)
+    exact = (high == whole >> 63) & (np.abs(whole) <= _WHOLE)
+    if 0 <= scale <= _EXACT_POWER and exact.all():  # a division of two that are exact is rounded once
+        divided: Floats = whole / 10.0**scale
+        return divided
+    values: Floats = pc.fill_null(array.cast(pa.string()).cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
+    return values
 
 
 def _store(limbs: Sequence[Places], prefix: str, into: dict[str, npt.NDArray[Any]]) -> None:

@@ -57,6 +57,7 @@ def build_segments(
                 time=time,
                 measures=plan.measures,
                 squares=plan.squares,
+                extremes=plan.extremes,
                 path=path,
                 root=root,
                 in_order=ordered,

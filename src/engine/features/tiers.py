@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.features.extremes import Extreme, Which, range_extreme
 from engine.features.keys import build_dictionary, merged_columns
 from engine.features.measures import Totals
 from engine.features.segments import Clock, Segment, SegmentRef, open_segment, write_segment
@@ -93,13 +94,21 @@ def build_tier(segments: Sequence[Segment], *, path: Path) -> SegmentRef:
         )
         for name in measures
     }
+    extremes = {
+        name: {which: Extreme(size, which) for which in _kept([segment.layouts[name].extremes for segment in segments])}
+        for name in measures
+    }
     low = min(segment.ref.time_min for segment in segments)
     for segment in segments:
         runs = segment.runs(segment.keys.find(columns))
-        counts += segment.counted(runs.end) - segment.counted(runs.start)
+        end, start = segment.counted(runs.end), segment.counted(runs.start)
+        counts += end - start
         for name, total in totals.items():
-            for rows, less in ((runs.end, False), (runs.start, True)):
-                total.add(total.before(segment.layouts[name], segment.arrays[name], rows, runs.start), less=less)
+            layout, arrays = segment.layouts[name], segment.arrays[name]
+            total.add(total.before(layout, arrays, runs.end, runs.start, counted=end))
+            total.add(total.before(layout, arrays, runs.start, runs.start, counted=start), less=True)
+            for which, extreme in extremes[name].items():
+                extreme.add(slice(None), *range_extreme(arrays, runs.start, runs.end, which))
         some = np.flatnonzero(runs.end > runs.start)
         last[some] = np.maximum(last[some], segment.time_at(runs.end[some] - 1) - low)
     return write_segment(
@@ -110,6 +119,11 @@ def build_tier(segments: Sequence[Segment], *, path: Path) -> SegmentRef:
         places=last,
         bounds=np.arange(size + 1),
         counts=np.append(0, np.cumsum(counts)),
-        measures={name: total.as_measure() for name, total in totals.items()},
+        measures={name: total.as_measure(extremes[name]) for name, total in totals.items()},
         extent=(low, max(segment.ref.time_max for segment in segments)),
     )
+
+
+def _kept(extremes: Sequence[tuple[Which, ...]]) -> list[Which]:
+    """Return which extremes all segments keep."""
+    return [which for which in extremes[0] if all(which in others for others in extremes)]

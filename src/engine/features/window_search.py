@@ -1,7 +1,8 @@
 """The search of a batch's windows in open segments: key by key where a segment lies inside all of them, else row by
 row.
 
-Which segments there are, and what a window's answers become, is ``windows.py``; sums are ``measures.py``.
+Which segments there are, and what a window's answers become, is ``windows.py``; sums are ``measures.py``, smallest and
+largest values ``extremes.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import SchemaMismatch
+from engine.features.extremes import Extreme, Which, range_extreme
 from engine.features.keys import SortedKeys
 from engine.features.measures import MeasureLayout, Totals
 from engine.features.segments import Runs, Segment, SegmentRef
@@ -31,11 +33,13 @@ class Answer:
     count: Numbers
     total: Totals | None
     last: Numbers | None
+    extremes: Mapping[Which, Extreme]
 
     def take(self, at: Numbers) -> Answer:
         """Return the answers at these places, to add more to."""
         total = None if self.total is None else self.total.take(at)
-        return Answer(self.count[at], total, None if self.last is None else self.last[at])
+        last = None if self.last is None else self.last[at]
+        return Answer(self.count[at], total, last, {which: found.take(at) for which, found in self.extremes.items()})
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,8 @@ class WindowSearch:
     """Windows of one key, searched block by block; blocks may be searched at once.
 
     Of a segment, a window holds what comes before its end less what comes before its begin. Where an end, or a begin,
-    is the same for all rows of a key, it is looked up once a key; else each row is searched for.
+    is the same for all rows of a key, it is looked up once a key; else each row is searched for. What cannot be
+    subtracted, last times and extremes, is looked up once a key where both are, else of each row's begin and end.
 
     Parameters
     ----------
@@ -132,13 +137,16 @@ class WindowSearch:
         As of ``plan_search``.
     unseeing
         Which distinct keys see nothing; None: all see.
-    measure, squares, last
-        What is asked for beside counts: sums of a measure, of its squares, the last times of the longest windows.
+    measure
+        Whose sums or extremes are asked for, None: of none.
+    sums, squares, extremes, last
+        What is asked for beside counts: sums of the measure, of its squares, its extremes, the last times of the
+        longest windows.
 
     Raises
     ------
     SchemaMismatch
-        A segment lacks the measure, or its keys are of another type.
+        A segment lacks the measure or its extremes, or its keys are of another type.
     """
 
     def __init__(
@@ -153,7 +161,9 @@ class WindowSearch:
         closed: bool,
         unseeing: npt.NDArray[np.bool_] | None,
         measure: str | None,
+        sums: bool,
         squares: bool,
+        extremes: Sequence[Which],
         last: bool,
     ) -> None:
         self._measure, self._closed, self._spans = measure, closed, spans
@@ -162,9 +172,10 @@ class WindowSearch:
         total = None
         if measure is not None:
             segments = [*parts.values(), *(segment for found in inside.values() for segment in found)]
-            total = Totals(batch.size, layouts=[_layout(segment, measure) for segment in segments], squares=squares)
+            layouts = [_layout(segment, measure, extremes) for segment in segments]
+            total = Totals(batch.size, layouts=layouts, squares=squares) if sums else None
 
-        self._needs_starts = last or (total is not None and total.needs_starts)
+        self._needs_starts = last or bool(extremes) or (total is not None and total.needs_starts)
 
         def found_in(segment: Segment) -> Numbers:
             index = segment.keys.find(batch.columns)
@@ -182,7 +193,12 @@ class WindowSearch:
             )
             for number, segment in parts.items()
         ]
-        so_far = Answer(np.zeros_like(everything), total, np.full(batch.size, NEVER) if last else None)
+        so_far = Answer(
+            np.zeros_like(everything),
+            total,
+            np.full(batch.size, NEVER) if last else None,
+            {which: Extreme(batch.size, which) for which in extremes},
+        )
         self._known: dict[timedelta, Answer] = {}
         for length in spans:
             for segment in inside[length]:
@@ -193,6 +209,7 @@ class WindowSearch:
                 self._add([so_far], segment, end, start, at=at)
                 self._add([so_far], segment, start, start, at=at, less=True)
                 self._see_last(so_far, segment, start, end, at=at)
+                self._see_extremes(so_far, segment, start, end, at=at)
             known = so_far.take(everything)
             for part in self._parts:
                 how = part.reach.get(length)
@@ -246,6 +263,7 @@ class WindowSearch:
                 self._add([out[length]], segment, low, starts, less=True)
             if length == self._longest:
                 self._see_last(out[length], segment, low, high)
+            self._see_extremes(out[length], segment, low, high)
 
     def _search_few(self, part: _Part, length: timedelta, keys: Numbers, near: Numbers, into: Answer) -> None:
         """Add what those windows hold that overlap a segment: nothing of it is known by key."""
@@ -268,6 +286,7 @@ class WindowSearch:
         self._add([into], segment, low, starts, at=at, less=True)
         if length == self._longest:
             self._see_last(into, segment, low, high, at=at)
+        self._see_extremes(into, segment, low, high, at=at)
 
     def _add(
         self,
@@ -290,7 +309,7 @@ class WindowSearch:
                 continue
             if before is None:
                 layout, arrays = segment.layouts[self._measure], segment.arrays[self._measure]
-                before = into.total.before(layout, arrays, rows, starts)
+                before = into.total.before(layout, arrays, rows, starts, counted=counted)
             into.total.add(before, at=at, less=less)
 
     def _see_last(
@@ -302,11 +321,21 @@ class WindowSearch:
         where = some if at is None else at[some]
         into.last[where] = np.maximum(into.last[where], segment.time_at(high[some] - 1))
 
+    def _see_extremes(
+        self, into: Answer, segment: Segment, low: Numbers, high: Numbers, *, at: Numbers | slice = slice(None)
+    ) -> None:
+        if self._measure is None:
+            return
+        for which, extreme in into.extremes.items():
+            extreme.add(at, *range_extreme(segment.arrays[self._measure], low, high, which))
 
-def _layout(segment: Segment, measure: str) -> MeasureLayout:
-    if measure not in segment.layouts:
+
+def _layout(segment: Segment, measure: str, extremes: Sequence[Which]) -> MeasureLayout:
+    layout = segment.layouts.get(measure)
+    lacks = ["sums"] if layout is None else [which for which in extremes if which not in layout.extremes]
+    if layout is None or lacks:
         raise SchemaMismatch(
-            f"window segment {segment.ref.path} holds no sums of {measure!r}",
+            f"window segment {segment.ref.path} holds no {' and no '.join(lacks)} of {measure!r}",
             hint="it was built for other windows: prepare the pipeline anew",
         )
-    return segment.layouts[measure]
+    return layout

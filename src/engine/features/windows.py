@@ -1,14 +1,15 @@
-"""Windows: statistics of the earlier rows, or labels, of a row's key, from binary searches and differences of sums.
+"""Windows: statistics of the earlier rows, or labels, of a row's key, from binary searches in segments.
 
 A window spans ``(t - gap - length, t - gap]``; with gap 0 ``(t - length, t)``, so that rows at the same instant do not
-see one another unless that is asked for. Building segments is in ``segments.py``; precision in ``prefix_sums.py``.
+see one another unless that is asked for. Building segments is in ``segments.py``; precision in ``prefix_sums.py``,
+smallest and largest values in ``extremes.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from engine.features.extremes import Which
 from engine.features.keys import SortedKeys, key_table, sort_keys
 from engine.features.segments import Segment, SegmentRef, open_segment, read_times
 from engine.features.tiers import Tiers
@@ -28,7 +30,8 @@ from engine.units import microseconds, parse_time
 LABEL_MEASURE = "value"
 """The measured column of label events."""
 
-_MEASURED = {"sum", "mean", "std", "rate", "ratio"}
+_SUMMED = {"sum", "mean", "std", "rate", "ratio"}
+_EXTREMES: tuple[Which, ...] = ("min", "max")
 _LONGEST = 2**61  # microseconds; a longer window is as long as all time
 _BLOCK_ROWS = 16_384  # searched at once: what is held of them stays in the processor's cache
 
@@ -40,29 +43,41 @@ class SegmentPlan:
     keys: tuple[str, ...]
     measures: tuple[str, ...]
     squares: tuple[str, ...] = ()  # the measures that a standard deviation is asked of
+    extremes: Mapping[str, tuple[Which, ...]] = field(
+        default_factory=dict
+    )  # by measure, where min or max is asked of it
 
 
 def segment_plans(features: FeaturesSpec, *, over: Literal["events", "labels"]) -> tuple[SegmentPlan, ...]:
     """Return one plan for each key of the windows over events, or over labels, in the file's order."""
-    measures: dict[tuple[str, ...], dict[str, bool]] = {}
+    asked: dict[tuple[str, ...], dict[str, set[str]]] = {}
     for window in features.windows:
         if window.over != over:
             continue
-        mine = measures.setdefault(window.keys, {})
+        mine = asked.setdefault(window.keys, {})
         name = measure_of(window)
         if name is not None:
-            mine[name] = mine.get(name, False) or "std" in window.statistics
+            mine.setdefault(name, set()).update(window.statistics)
     return tuple(
-        SegmentPlan(keys, tuple(mine), tuple(name for name, squared in mine.items() if squared))
-        for keys, mine in measures.items()
+        SegmentPlan(
+            keys,
+            tuple(mine),
+            tuple(name for name, statistics in mine.items() if "std" in statistics),
+            {name: _extremes_of(statistics) for name, statistics in mine.items() if _extremes_of(statistics)},
+        )
+        for keys, mine in asked.items()
     )
 
 
 def measure_of(window: WindowSpec) -> str | None:
     """Return the column that a window measures, or None where it only counts."""
-    if not _MEASURED & set(window.statistics):
+    if not _SUMMED & set(window.statistics) and not _extremes_of(window.statistics):
         return None
     return LABEL_MEASURE if window.over == "labels" else window.column
+
+
+def _extremes_of(statistics: Collection[str]) -> tuple[Which, ...]:
+    return tuple(which for which in _EXTREMES if which in statistics)
 
 
 def window_bytes_per_row(window: WindowSpec) -> int:
@@ -71,15 +86,23 @@ def window_bytes_per_row(window: WindowSpec) -> int:
     Its time twice and its place, totals of its key for both windows (each row may have one of its own), the features.
     """
     lengths, statistics = len(window.lengths), len(window.names())
-    held = 16 if measure_of(window) is None else 16 + 24 * (2 if "std" in window.statistics else 1)
-    return 32 + 2 * lengths * held + 9 * statistics
+    extremes = 9 * len(_extremes_of(window.statistics))
+    return 32 + 2 * lengths * (16 + _level_bytes(window) + extremes) + extremes + 9 * statistics
 
 
 def window_block_bytes(window: WindowSpec, *, rows: int, threads: int) -> int:
     """Return what the blocks take of a batch of so many rows, that so many threads search at once."""
     lengths = len(window.lengths)
-    held = 8 if measure_of(window) is None else 40 + 24 * (2 if "std" in window.statistics else 1)
+    levels = _level_bytes(window)
+    held = 8 + (32 + levels if levels else 0) + 9 * len(_extremes_of(window.statistics))
     return min(rows, threads * _BLOCK_ROWS) * (160 + lengths * held + 24 * 16)
+
+
+def _level_bytes(window: WindowSpec) -> int:
+    """Return what the sums of a window's measure take, where they are asked for, and those of its squares."""
+    if not _SUMMED & set(window.statistics):
+        return 0
+    return 24 * (2 if "std" in window.statistics else 1)
 
 
 class WindowReader:
@@ -153,16 +176,18 @@ class WindowReader:
             mean, rate float64: of the present values; null where there are none.
             std float64: of the sample (n - 1); null with fewer than two present values.
             ratio float64: the row's own value over the mean; null where either is, and where the mean is 0.
+            min, max float64: of the present values, compared exactly and rounded once; null where there are none.
             since float64: seconds from the last row in the longest window to the row's time; null where there is none.
-            NaN in a window makes its sum, mean and std NaN; an infinity makes sum and mean infinite and std NaN.
-            Floats beyond 2**970 count as infinite; those beyond 2**485 make std NaN.
+            NaN in a window makes all of its column NaN; an infinity makes sum and mean infinite and std NaN, and is a
+            value like others to min and max. Floats beyond 2**970 count as infinite in sums; those beyond 2**485 make
+            std NaN.
 
         Raises
         ------
         SourceError
             A row has no time.
         SchemaMismatch
-            A segment lacks the measure, or its keys are of another type.
+            A segment lacks the measure or its extremes, or its keys are of another type.
         TableError
             A segment is missing or damaged.
         """
@@ -228,7 +253,9 @@ class WindowReader:
             closed=closed,
             unseeing=_without_key(batch) if window.null_keys == "exclude" else None,
             measure=measure_of(window),
+            sums=bool(_SUMMED & set(window.statistics)),
             squares="std" in window.statistics,
+            extremes=_extremes_of(window.statistics),
             last="since" in window.statistics,
         )
 
@@ -351,6 +378,9 @@ def _result(
             raise ValueError("the last times were not asked for")
         never, own_time = answer.last == NEVER, stamps[at]
         return (own_time - np.where(never, own_time, answer.last)) / 1e6, never
+    for which, extreme in answer.extremes.items():
+        if which == statistic:
+            return extreme.result()
     total = answer.total
     if total is None:
         raise ValueError(f"{statistic} needs a measure")

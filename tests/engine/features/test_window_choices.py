@@ -45,14 +45,22 @@ def _table(rows: Sequence[Row]) -> pa.Table:
 
 
 def _window(**choices: Any) -> WindowSpec:
-    statistics = ("count", "mean", "since", "ratio")
+    statistics = ("count", "mean", "since", "ratio", "min", "max")
     return WindowSpec(over="events", keys=("a", "b"), lengths=(LENGTH,), statistics=statistics, column="x", **choices)
 
 
 def _reader(rows: Sequence[Row], cuts: Sequence[int], root: Path) -> WindowReader:
     parts = [[row for row, part in zip(rows, cuts, strict=True) if part == number] for number in range(3)]
     refs = [
-        build_segment(_table(part), keys=("a", "b"), time="at", measures=("x",), path=root / f"{i}.arrow", root=root)
+        build_segment(
+            _table(part),
+            keys=("a", "b"),
+            time="at",
+            measures=("x",),
+            extremes={"x": ("min", "max")},
+            path=root / f"{i}.arrow",
+            root=root,
+        )
         for i, part in enumerate(parts)
     ]
     return WindowReader(refs[::-1], root=root)
@@ -69,6 +77,7 @@ def _expected(rows: Sequence[Row], row: Row, window: WindowSpec, gap: int) -> di
     ]
     if window.null_keys == "exclude" and None in row[:2]:
         mine = []
+    present = [other[3] for other in mine if other[3] is not None]
     values = [Fraction(other[3]) for other in mine if other[3] is not None]
     mean = sum(values, Fraction(0)) / len(values) if values else None
     rounded = None if mean is None else float(mean)
@@ -77,6 +86,8 @@ def _expected(rows: Sequence[Row], row: Row, window: WindowSpec, gap: int) -> di
         "mean": rounded,
         "since": float(row[2] - max(other[2] for other in mine)) if mine else None,
         "ratio": row[3] / rounded if rounded and row[3] is not None else None,
+        "min": min(present, default=None),
+        "max": max(present, default=None),
     }
 
 
@@ -102,7 +113,7 @@ def test_choices_are_those_of_the_definition_however_rows_are_cut(
     names = {statistic: name for _, statistic, name in window.names()}
     for at, row in enumerate(rows):
         wanted = _expected(rows, row, window, gap)
-        for statistic in ("count", "since"):
+        for statistic in ("count", "since", "min", "max"):
             assert found[names[statistic]][at].as_py() == wanted[statistic]
         for statistic in ("mean", "ratio"):
             value, right = found[names[statistic]][at].as_py(), wanted[statistic]
@@ -156,7 +167,9 @@ def test_a_ratio_has_no_value_where_there_is_none_or_the_mean_is_zero(
     ("window", "says"),
     [
         ({"over": "events", "statistics": ["ratio"]}, "ratio of events need a column"),
+        ({"over": "events", "statistics": ["min", "count"]}, "min of events need a column"),
         ({"over": "labels", "statistics": ["ratio"]}, "its label is not known yet"),
+        ({"over": "labels", "statistics": ["rate", "min", "max"]}, "over labels has no min and no max: .* use rate"),
         ({"over": "labels", "statistics": ["rate"], "same_instant": True}, "same_instant is for events"),
     ],
 )

@@ -69,6 +69,30 @@ def test_windows_of_real_flights_equal_a_brute_force_over_the_source(world: Worl
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize("gap", ["0s", "2h"])
+def test_extremes_of_earlier_flights_equal_a_brute_force_over_the_source(world: World, gap: str) -> None:
+    window = {"over": "events", "keys": ["carrier"], "lengths": ["6h", "9d"], "column": "distance", "gap": gap}
+    world.edit(features={"numeric": ["distance"], "windows": [window | {"statistics": ["min", "max", "mean"]}]})
+    world.prepare(FEBRUARY, MIDDLE, MARCH)
+    flights, _ = _source(world)
+    prepared = {row["key"]: row for row in world.prepared()}
+    assert set(prepared) == set(flights)
+    closed, behind = gap != "0s", timedelta(hours=2 if gap != "0s" else 0)
+    for key in random.Random(3).sample(sorted(flights), 100):
+        mine, end = flights[key], flights[key]["at"] - behind
+        for length, statistic, name in world.spec.features.windows[0].names():
+            values = [
+                flight["distance"]
+                for flight in flights.values()
+                if flight["carrier"] == mine["carrier"]
+                and end - length < flight["at"]
+                and (flight["at"] <= end if closed else flight["at"] < end)
+            ]
+            of = {"min": min, "max": max, "mean": lambda some: sum(some) / len(some)}[statistic]
+            assert prepared[key][name] == (of(values) if values else None)
+
+
+@pytest.mark.timeout(240)
 def test_no_feature_changes_when_everything_that_was_not_yet_known_does(world: World) -> None:
     world.prepare(MARCH)
     before = {row["key"]: row for row in world.prepared()}
