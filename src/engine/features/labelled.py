@@ -95,6 +95,8 @@ def labelled_rows(
             rows = rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
             if rows.height:
                 yield rows
+        # What the C library has freed it keeps in pieces: 20 bytes a row, without end, if nobody asks for them.
+        pa.default_memory_pool().release_unused()
 
 
 def spans_of(

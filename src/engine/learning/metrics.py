@@ -18,6 +18,7 @@ from engine.learning.cache import as_labels
 _FIXED = 2**32  # squares are summed as whole multiples of 2**-32: the same sum in any order and batch size
 _CELLS = 4096  # fine cells on the logit scale, from which calibration bins of equal mass are made
 _LOGIT_SPAN = 20.0
+_BLOCK_ROWS = 131_072  # counted at once: 70 bytes a row meanwhile
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def metrics(scores: npt.NDArray[Any], labels: npt.NDArray[Any], *, threshold: fl
     kept = PositiveScores()
     kept.update(scores, labels)
     counted = RankingMetrics(kept.finish(), threshold=threshold, bins=bins)
-    counted.update(scores, labels)
+    for start in range(0, len(scores), _BLOCK_ROWS):
+        counted.update(scores[start : start + _BLOCK_ROWS], labels[start : start + _BLOCK_ROWS])
     return counted.finish()
 
 

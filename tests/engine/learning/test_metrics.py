@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,3 +100,17 @@ def test_missing_scores_and_strange_labels_are_refused():
         metrics(np.array([np.nan]), np.array([1]), threshold=0.5)
     with pytest.raises(LearningError, match="a label is"):
         metrics(np.array([0.5]), np.array([-1]), threshold=0.5)
+
+
+def test_many_rows_are_counted_in_little_memory():
+    rows = 1_500_000
+    labels = np.arange(rows) % 7 == 0
+    scores = (np.arange(rows) * 7_919 % rows) / rows
+    tracemalloc.start()
+    try:
+        found = metrics(scores, labels, threshold=0.5)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.rows == rows
+    assert peak < 25 * rows  # with all of them at once it is 68
