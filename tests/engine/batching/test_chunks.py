@@ -64,3 +64,14 @@ def test_a_chunk_has_a_million_rows_where_columns_are_few() -> None:
     assert 9 < wide * 2_000 * 8.125 / ROW_GROUP_BYTES <= 10
     assert most_chunk_rows(pa.schema([("all", group)])) < CHUNK_ROWS
     assert most_chunk_rows(pa.schema([(f"c{i}", double) for i in range(100_000)])) * 812_500 <= ROW_GROUP_BYTES
+
+
+def test_floats_are_compressed_only_where_that_saves_anything(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(size=5_000)
+    columns = {"noise": noise, "steps": np.round(noise), "number": np.arange(5_000)}
+    rows = pa.record_batch({name: pa.array(values) for name, values in columns.items()})
+    with ChunkWriter(tmp_path, prefix="1-raw", schema=rows.schema) as writer:
+        writer.write(rows)
+    group = pq.read_metadata(tmp_path / writer.chunks[0].path).row_group(0)
+    assert [group.column(at).compression for at in range(3)] == ["UNCOMPRESSED", "ZSTD", "ZSTD"]
+    assert pq.read_table(tmp_path / writer.chunks[0].path).to_batches() == [rows]
