@@ -29,7 +29,7 @@ import os, signal, sys
 from pathlib import Path
 import pyarrow as pa
 from engine.features import segments
-segments.replace_synced = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+segments.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 rows = pa.table({"key": ["a", "b"], "at": pa.array([1, 2], pa.timestamp("us", "UTC"))})
 segments.build_segment(rows, keys=("key",), time="at", measures=(), path=Path(sys.argv[1]))
 """

@@ -88,7 +88,12 @@ def project_windows(context: StageContext, rows: int, row_bytes: float) -> Proje
     columns, windows = len(features.names()), features.windows
     held = context.learned.row_bytes("prepare.windows", table, base=row_bytes, copies=_WINDOWED_COPIES)
     building = [
-        segment_build_bytes_per_row(len(plan.keys), len(plan.measures), squares=len(plan.squares))
+        segment_build_bytes_per_row(
+            len(plan.keys),
+            len(plan.measures),
+            squares=len(plan.squares),
+            extremes=sum(map(len, plan.extremes.values())),
+        )
         for plan in segment_plans(features, over="events")
     ]
     blocks = [window_block_bytes(window, rows=rows, threads=context.budget.threads) for window in windows]

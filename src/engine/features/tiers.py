@@ -18,7 +18,7 @@ from engine.features.measures import Totals
 from engine.features.segments import Clock, Segment, SegmentRef, open_segment, write_segment
 
 FAN_IN = 4
-TIER_KEY_BYTES = 160
+TIER_KEY_BYTES = 240
 """What making a tier takes in memory, at most, for each key of the segments that it is made of."""
 
 _ASKED = 2  # times before a tier is worth making

@@ -93,7 +93,7 @@ def test_joining_labels(context: StageContext) -> None:
 
 def test_spans_with_windows(context: StageContext) -> None:
     found = footprints.project_windows(context, ROWS, ROW_BYTES)
-    rows = ROWS * (5 * int(ROW_BYTES) + SEGMENT + 16 * COLUMNS + WINDOW) + ROWS // 2 * 160
+    rows = ROWS * (5 * int(ROW_BYTES) + SEGMENT + 16 * COLUMNS + WINDOW) + ROWS // 2 * 240
     pages = (COLUMNS + 3) * MIB // 4
     _check(found, rows + BLOCKS + 2 * BATCH + 3 * GROUP + pages + (16 + 12) * MIB)
     assert (found.rows, found.row_bytes) == (ROWS, 5 * ROW_BYTES)
