@@ -163,7 +163,10 @@ def _first_window(
 
 
 def raw_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
-    """Return the columns of ``raw`` that rows may know and need, and its chunks up to the task's ``raw_n``."""
+    """Return the columns of ``raw`` to read, and its chunks up to the task's ``raw_n``.
+
+    For a transform all that rows may know, else what is kept: of 2,000 columns, twenty are features.
+    """
     spec = context.spec
     table = context.workspace.table("raw")
     schema = table.schema()

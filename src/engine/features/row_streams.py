@@ -57,7 +57,7 @@ def run_stream(task: Task, scope: Scope) -> TaskResult:
     prepared = prepared_table(workspace, spec.feature_set)
     prepared.path.mkdir(parents=True, exist_ok=True)
     transform = LazyTransform(spec.features.transform, directory=context.directory)
-    schema, raw = _read_chunks(context, task)
+    schema, raw = raw_chunks(context, task)
     head = _head(raw, schema, spec, spans=task.inputs["spans"])
     if head is not None:
         transform.check(head)
@@ -98,7 +98,7 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
     spec = context.spec
     prepared = prepared_table(context.workspace, spec.feature_set)
     transform = load_transform(spec.features.transform, directory=context.directory)
-    schema, raw = _read_chunks(context, task)
+    schema, raw = raw_chunks(context, task)
     total, rows_in, batches = sum(rows for _, _, rows in task.inputs["spans"]), 0, 0
     chunks: list[ChunkRef] = []
     for number, (low, high, _) in enumerate(task.inputs["spans"]):
@@ -131,20 +131,6 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
         rows_out=sum(ref.rows for ref in chunks),
         batches=batches,
     )
-
-
-def _read_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
-    """Return the columns of ``raw`` to read, and its chunks: all that rows may know for a transform, else what is kept.
-
-    Of 2,000 columns, twenty are features.
-    """
-    schema, raw = raw_chunks(context, task)
-    spec = context.spec
-    if spec.features.transform is not None:
-        return schema, raw
-    wanted = {spec.source.key, spec.source.cursor, spec.event_time, spec.baseline}
-    wanted |= {*spec.features.numeric, *spec.features.categorical}
-    return pa.schema([field for field in schema if field.name in wanted]), raw
 
 
 def _head(
