@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import bisect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,25 @@ import pyarrow.compute as pc
 
 _MICROSECONDS = 3_600_000_000
 _LEAST_PENDING = 4_096  # hours, before they are merged
+_RUN_HOURS = 8_192
+_PENDING_SHARE = 8  # of the hours that are known: half of them were half of what a long first load took
 
-_Integers = npt.NDArray[np.int64]
+_Hours = npt.NDArray[np.int32]  # of the years 1 to 9999
+_Counts = npt.NDArray[np.int64]
 
 
 class Hours:
-    """Counts rows by hour of event time; exact extent beside. 16 bytes an hour: a first load may span decades."""
+    """Counts rows by hour of event time; exact extent beside. 12 bytes an hour: a first load may span decades.
+
+    They lie in runs, one after another in time. Rows come nearly in order, so that what is new lengthens the last run
+    or makes one more; all are held twice only where a row is older than all of them.
+    """
 
     def __init__(self) -> None:
-        self._hours: _Integers = np.empty(0, dtype=np.int64)  # sorted
-        self._counts: _Integers = np.empty(0, dtype=np.int64)
-        self._pending: list[tuple[_Integers, _Integers]] = []
-        self._pending_hours = 0
+        self._runs: list[tuple[_Hours, _Counts]] = []  # sorted, disjoint
+        self._size = 0
+        self._pending: list[tuple[_Hours, _Counts]] = []
+        self._pending_size = 0
         self._minimum: int | None = None
         self._maximum: int | None = None
 
@@ -35,10 +43,10 @@ class Hours:
         if not len(times):
             return
         microseconds = times.cast(pa.int64())
-        hours = pc.divide(microseconds, _MICROSECONDS).to_numpy(zero_copy_only=False)
+        hours = pc.divide(microseconds, _MICROSECONDS).to_numpy(zero_copy_only=False).astype(np.int32)
         self._pending.append(np.unique(hours, return_counts=True))
-        self._pending_hours += len(self._pending[-1][0])
-        if self._pending_hours > max(_LEAST_PENDING, len(self._hours)):
+        self._pending_size += len(self._pending[-1][0])
+        if self._pending_size > max(_LEAST_PENDING, self._size // _PENDING_SHARE):
             self._merge()
         low, high = (pc.min_max(microseconds)[side].as_py() for side in ("min", "max"))
         self._minimum = low if self._minimum is None else min(self._minimum, low)
@@ -48,16 +56,20 @@ class Hours:
     def from_json(cls, value: Mapping[str, Any]) -> Hours:
         """Return the counts that ``to_json`` described."""
         made = cls()
-        made._hours, made._counts = np.cumsum(_unpacked(value["steps"])), _unpacked(value["counts"])
+        hours, counts = np.cumsum(_unpacked(value["steps"])).astype(np.int32), _unpacked(value["counts"])
+        if len(hours):
+            made._runs, made._size = [(hours, counts)], len(hours)
         made._minimum, made._maximum = value["minimum"], value["maximum"]
         return made
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON that is small: it is made where memory is short."""
         self._merge()
+        before = [0, *(int(hours[-1]) for hours, _ in self._runs)]
+        steps = (np.diff(hours, prepend=last) for (hours, _), last in zip(self._runs, before, strict=False))
         return {
-            "steps": _packed(np.diff(self._hours, prepend=0)),  # mostly 1, which compresses to nearly nothing
-            "counts": _packed(self._counts),
+            "steps": _packed(steps),  # mostly 1, which compresses to nearly nothing
+            "counts": _packed(counts for _, counts in self._runs),
             "minimum": self._minimum,
             "maximum": self._maximum,
         }
@@ -65,7 +77,8 @@ class Hours:
     def by_hour(self) -> dict[str, int]:
         """Return rows by hours since 1970."""
         self._merge()
-        return {str(hour): count for hour, count in zip(self._hours.tolist(), self._counts.tolist(), strict=True)}
+        pairs = (zip(hours.tolist(), counts.tolist(), strict=True) for hours, counts in self._runs)
+        return {str(hour): count for run in pairs for hour, count in run}
 
     @property
     def extent(self) -> tuple[int | None, int | None]:
@@ -75,19 +88,36 @@ class Hours:
     def _merge(self) -> None:
         if not self._pending:
             return
-        parts = [(self._hours, self._counts), *self._pending]
-        hours = np.concatenate([hours for hours, _ in parts])
-        self._hours, place = np.unique(hours, return_inverse=True)
-        self._counts = np.zeros(len(self._hours), dtype=np.int64)
-        np.add.at(self._counts, place, np.concatenate([counts for _, counts in parts]))
-        self._pending, self._pending_hours = [], 0
+        new = _summed(self._pending)
+        self._pending, self._pending_size = [], 0
+        touched = bisect.bisect_left(self._runs, new[0][0], key=lambda run: run[0][-1])
+        kept, late = self._runs[:touched], self._runs[touched:]
+        self._runs = [*kept, *_cut(*_summed([*late, new]))]
+        self._size = sum(len(hours) for hours, _ in self._runs)
 
 
-def _packed(values: _Integers) -> str:
-    return base64.b64encode(zlib.compress(values.astype("<i8").tobytes(), 1)).decode()
+def _summed(parts: Sequence[tuple[_Hours, _Counts]]) -> tuple[_Hours, _Counts]:
+    """Return counts by hour, sorted, of several."""
+    hours, counts = (np.concatenate(both) for both in zip(*parts, strict=True))
+    order = np.argsort(hours, kind="stable")
+    hours, counts = hours[order], counts[order]
+    first = np.flatnonzero(np.diff(hours, prepend=hours[0] - 1))
+    return hours[first], np.add.reduceat(counts, first)
 
 
-def _unpacked(text: str) -> _Integers:
+def _cut(hours: _Hours, counts: _Counts) -> Iterator[tuple[_Hours, _Counts]]:
+    """Yield runs that hold no more memory than their own: what comes next mostly begins in the hour of the last one."""
+    for start in range(0, len(hours), _RUN_HOURS):
+        yield hours[start : start + _RUN_HOURS].copy(), counts[start : start + _RUN_HOURS].copy()
+
+
+def _packed(parts: Iterable[npt.NDArray[np.integer[Any]]]) -> str:
+    packer = zlib.compressobj(1)
+    packed = [packer.compress(part.astype("<i8").tobytes()) for part in parts]
+    return base64.b64encode(b"".join([*packed, packer.flush()])).decode()
+
+
+def _unpacked(text: str) -> _Counts:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").astype(np.int64)
 
 

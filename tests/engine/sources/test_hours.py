@@ -20,17 +20,31 @@ def _times(values: list[int | None]) -> pa.Array:
 
 
 @settings(deadline=None)
-@given(st.lists(TIMES, max_size=8), st.integers(0, 8))
-def test_every_row_with_a_time_is_counted_once_also_over_a_checkpoint(batches: list[list[int | None]], at: int) -> None:
+@given(st.lists(TIMES, max_size=8), st.integers(0, 8), st.sets(st.integers(0, 7)))
+def test_every_row_with_a_time_is_counted_once_also_over_a_checkpoint(
+    batches: list[list[int | None]], at: int, looks: set[int]
+) -> None:
     hours = Hours()
     for number, batch in enumerate(batches):
         if number == at:
             hours = Hours.from_json(json.loads(json.dumps(hours.to_json())))
         hours.add(_times(batch))
+        if number in looks:  # what is pending is merged
+            hours.by_hour()
     known = [value for batch in batches for value in batch if value is not None]
     counted = Counter(value // HOUR for value in known)
     assert hours.by_hour() == {str(hour): count for hour, count in sorted(counted.items())}
     assert hours.extent == (min(known, default=None), max(known, default=None))
+
+
+def test_hours_of_many_runs_that_come_in_any_order_are_all_there() -> None:
+    years = [*range(10), 4, 11, 10, 0]
+    hours = Hours()
+    for year in years:
+        hours.add(_times([(year * 8_766 + hour) * HOUR for hour in range(9_000)]))
+    counted = Counter(year * 8_766 + hour for year in years for hour in range(9_000))
+    assert hours.by_hour() == {str(hour): count for hour, count in sorted(counted.items())}
+    assert Hours.from_json(hours.to_json()).by_hour() == hours.by_hour()
 
 
 def test_a_checkpoint_of_decades_is_small() -> None:
