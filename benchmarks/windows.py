@@ -1,8 +1,8 @@
 """Count and mean of a key's earlier rows over 1 and 7 days, 48 M rows, a quarter of them of one key.
 
 Headrace's prepare stage inside a control group of 1 GiB; Polars and DuckDB without one, and each of them again in such
-a group; peers have a time limit. All have two threads, read the same Parquet files and write the row's key with the four
-features to Parquet. What each wrote is held against exact sums of windows of the hot key and of others.
+a group; peers have a time limit. All have two threads, read the same Parquet files and write the row's key with the
+four features to Parquet. What each wrote is held against exact sums of windows of the hot key and of others.
 ``python -m benchmarks.windows [--rows N] [--amounts float|cents] [--only NAMES]``
 """
 
