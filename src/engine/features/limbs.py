@@ -26,6 +26,7 @@ _MOST_LIMBS = 4  # of floats: 128 bits, 32 bytes a row where the levels of prefi
 _SAMPLE_ROWS = 4_096
 _SPILL = 11
 _MANTISSA = 2**53 - 1
+_FEW_WHOLE = 2**42
 _FAST_BITS = 960  # powers of two that a float64 holds, and their inverses
 
 
@@ -107,11 +108,52 @@ def scaled(values: Floats, bits: int) -> Floats:
     return values * 2.0**bits if abs(bits) < _FAST_BITS else np.ldexp(values, bits)
 
 
-def running(limb: Numbers) -> Numbers:
+def running(values: Numbers) -> Numbers:
     """Return the sum of the first p rows at place p, int64 (rows + 1,)."""
-    sums = np.zeros(len(limb) + 1, dtype=np.int64)
-    np.cumsum(limb, out=sums[1:])
+    sums = np.zeros(len(values) + 1, dtype=np.int64)
+    np.cumsum(values, out=sums[1:])
     return sums
+
+
+def running_limbs(limbs: Sequence[Numbers]) -> list[npt.NDArray[Any]]:
+    """Return the running sums of numbers in limbs: uint32 (rows + 1,) each and the last one int64, which may be signed.
+
+    What a limb holds beyond 32 bits is carried to the next one, so that all but the last are half as large in a file.
+    """
+    out: list[npt.NDArray[Any]] = []
+    carried = None
+    for limb in limbs:
+        sums = running(limb)
+        if carried is not None:
+            sums += carried
+        if len(out) == len(limbs) - 1:
+            out.append(sums)
+        else:
+            out.append(sums.astype(np.uint32))  # modulo 2**32, also of negative ones
+            carried = np.right_shift(sums, BITS, out=sums)
+    return out
+
+
+def _rounded_once(whole: Numbers, fraction: Numbers) -> Floats:
+    """Return ``whole + fraction / 2**64`` rounded to the nearest float64, half to even.
+
+    Parameters
+    ----------
+    whole
+        Smaller than ``_FEW_WHOLE`` in size.
+    fraction
+        The 64 bits of an unsigned number.
+    """
+    # The error of the first sum is a multiple of 2**-53 and at most 2**-11, the spill less than 2**-53 and a multiple
+    # of 2**-64: they add up without an error, so that only the last sum is rounded.
+    large = whole.astype(np.float64)
+    small = (fraction >> _SPILL & _MANTISSA).astype(np.float64)
+    small *= 2.0**-53
+    total, error = fast_two_sum(large, small)
+    spill = (fraction & (2**_SPILL - 1)).astype(np.float64)
+    spill *= 2.0**-64
+    out: Floats = total + (error + spill)
+    return out
 
 
 class LimbSums:
@@ -149,6 +191,10 @@ class LimbSums:
         """Return the sums rounded to the nearest float64, half to even."""
         if len(self.limbs) == 1:
             return scaled(self.limbs[0].astype(np.float64), BITS * self.lowest)
+        if len(self.limbs) == 3 and abs(BITS * self.lowest) < _FAST_BITS - 128:
+            whole, fraction = self._whole_and_fraction()
+            if max(int(whole.max(initial=0)), -int(whole.min(initial=0))) < _FEW_WHOLE:
+                return scaled(_rounded_once(whole, fraction), BITS * (self.lowest + 2))
         pieces = self._pieces()
         first, second = fast_two_sum(pieces[0], pieces[1])
         if len(pieces) == 2:
@@ -160,6 +206,12 @@ class LimbSums:
             third = third + rest
             first, second = fast_two_sum(first, second)
         return nearest(first, second, third)
+
+    def _whole_and_fraction(self) -> tuple[Numbers, Numbers]:
+        """Return three limbs as the last one with what is carried to it, and 64 bits below it."""
+        low, middle, top = self.limbs
+        middle = middle + (low >> BITS)
+        return top + (middle >> BITS), (middle << BITS) | (low & LIMB)
 
     def _pieces(self) -> list[Floats]:
         """Return float64 that add up to the sums exactly, the largest first: none overlap; only that one is signed."""

@@ -19,7 +19,17 @@ import pyarrow.compute as pc
 
 from engine.errors import SpecError
 from engine.features.extremes import Extreme, Which, build_extremes
-from engine.features.limbs import BITS, LIMB, SAFE, LimbSums, running, split_floats, split_squares, split_whole
+from engine.features.limbs import (
+    BITS,
+    LIMB,
+    SAFE,
+    LimbSums,
+    running,
+    running_limbs,
+    split_floats,
+    split_squares,
+    split_whole,
+)
 from engine.features.prefix_sums import (
     LARGEST,
     LARGEST_SQUARED,
@@ -278,12 +288,12 @@ class _Limbs:
 
     def before(
         self, layout: SumLayout, arrays: Arrays, rows: Places, starts: Places, *, name: str, power: int
-    ) -> list[tuple[int, Places]]:
+    ) -> list[tuple[int, npt.NDArray[Any]]]:
         del starts, power  # power is 0: why it is exact
         first = layout.lowest - self._sums.lowest
         return [(first + limb, arrays[f"{name}.{limb}"][rows]) for limb in range(layout.limbs)]
 
-    def add(self, part: Sequence[tuple[int, Places]], at: Places | slice, less: bool) -> None:
+    def add(self, part: Sequence[tuple[int, npt.NDArray[Any]]], at: Places | slice, less: bool) -> None:
         for place, values in part:
             _add(self._sums.limbs[place], values, at, less)
 
@@ -314,7 +324,8 @@ class _Levels:
         if layout.limbs:
             out = []
             for limb in range(layout.limbs):
-                out += _scaled(arrays[f"{name}.{limb}"][rows], shift=BITS * (layout.lowest + limb), power=power)
+                sums = arrays[f"{name}.{limb}"][rows].astype(np.int64)
+                out += _scaled(sums, shift=BITS * (layout.lowest + limb), power=power)
             return out
         inside = rows > starts
         last = np.where(inside, rows - 1, 0)
@@ -473,5 +484,5 @@ def _nearest(array: pa.Array) -> Floats:
 
 
 def _store(limbs: Sequence[Places], prefix: str, into: dict[str, npt.NDArray[Any]]) -> None:
-    for place, limb in enumerate(limbs):
-        into[f"{prefix}.{place}"] = running(limb)
+    for place, sums in enumerate(running_limbs(limbs)):
+        into[f"{prefix}.{place}"] = sums

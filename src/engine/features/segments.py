@@ -24,7 +24,7 @@ from engine.features.extremes import Which
 from engine.features.keys import KeyDictionary, SortedKeys, build_dictionary, sort_keys
 from engine.features.measures import MeasureLayout, build_measure
 
-_FORMAT = 2
+_FORMAT = 3
 _FACTS = b"headrace.segment"
 _MOST_ROWS = 2**31 - 1  # counts are int32
 _WIDEST = 2**62
@@ -339,8 +339,9 @@ def _clock(stamps: npt.NDArray[np.int64], *, keys: int) -> tuple[Clock, npt.NDAr
 def segment_bytes_per_row(measures: int, *, squares: int = 0, extremes: int = 0) -> int:
     """Return the bytes on disk of a segment's row, keys aside, with so many float measures, squares and extremes.
 
-    Integers take 8 bytes where floats take 24; nulls add 4, and so does each of NaN and the infinities that occur. An
-    extreme takes 12 where runs are short, 16 in a run of 2**20 rows; min and max of one measure share 8 of that.
+    Integers take 8 bytes where floats take 16, or 24 where they range widely; nulls add 4, and so does each of NaN and
+    the infinities that occur. An extreme takes 12 where runs are short, 16 in a run of 2**20 rows; min and max of one
+    measure share 8 of that.
     """
     return 8 + 8 + 24 * (measures + squares) + 16 * extremes
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.features.limbs import BITS, LimbSums, running, split_floats
+from engine.features.limbs import BITS, LimbSums, running_limbs, split_floats
 
 
 def _exact(limbs: list[np.ndarray], lowest: int, at: int) -> Fraction:
@@ -34,8 +34,9 @@ def test_sums_of_ranges_are_those_of_fractions_rounded_once(values: list[float],
     low = data.draw(st.integers(0, len(values)))
     high = data.draw(st.integers(low, len(values)))
     sums = LimbSums(1, lowest=lowest, limbs=len(limbs))
-    for limb, digits in zip(sums.limbs, limbs, strict=True):
-        limb += running(digits)[high] - running(digits)[low]
+    for limb, before in zip(sums.limbs, running_limbs(limbs), strict=True):
+        limb += before[high]
+        limb -= before[low]
     assert sums.rounded()[0] == float(sum(map(Fraction, values[low:high]), Fraction(0)))
 
 
@@ -47,6 +48,24 @@ def test_any_limbs_are_rounded_to_the_nearest_float(digits: list[int], lowest: i
     exact = _exact(sums.limbs, lowest, 0)
     assert sums.rounded()[0] == float(exact)
     assert sum(map(Fraction, (float(part[0]) for part in sums.parts()))) == pytest.approx(exact, rel=2**-100)
+
+
+@given(st.integers(0, 42), st.integers(-3, 3), st.integers(0, 53), st.integers(-2, 2), st.integers(-1, 1))
+def test_three_limbs_are_rounded_to_the_nearest_float(bits: int, odd: int, half: int, far: int, sign: int) -> None:
+    """Near the middle of two floats of any size; what lies 64 bits below the point decides."""
+    sums = LimbSums(1, lowest=-2, limbs=3)
+    sums.limbs[2] += sign * 2**bits + odd
+    sums.limbs[1] += 2**half >> 21
+    sums.limbs[0] += far + ((2**half << 11) & 0xFFFFFFFF)
+    assert sums.rounded()[0] == float(_exact(sums.limbs, -2, 0))
+
+
+@given(st.lists(st.integers(-(2**31), 2**31), min_size=3, max_size=3), st.integers(-29, 20))
+def test_any_three_small_limbs_are_rounded_to_the_nearest_float(digits: list[int], lowest: int) -> None:
+    sums = LimbSums(1, lowest=lowest, limbs=3)
+    for limb, digit in zip(sums.limbs, digits, strict=True):
+        limb += digit
+    assert sums.rounded()[0] == float(_exact(sums.limbs, lowest, 0))
 
 
 @given(st.integers(-3, 3), st.integers(-1, 1), st.integers(-1, 1))
