@@ -31,6 +31,7 @@ from engine.learning.drift import Reference, ReferenceBuilder
 from engine.learning.learners import LIBRARIES, learner
 from engine.learning.retrain import ChampionFacts, Decision, should_retrain
 from engine.learning.sampling import correct_prior, keep, sampling_rate_for
+from engine.learning.split import Split
 from engine.learning.threshold import choose_threshold
 from engine.ledger import Entry, Ledger, champion_of, last_trained, positive_share, trained
 from engine.memory.budget import BUDGET_BATCHES, Budget
@@ -49,50 +50,6 @@ if TYPE_CHECKING:
 _COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
 _SPAN_LABEL_BYTES = 100_000 * 120
 _FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
-
-
-@dataclass(frozen=True)
-class Split:
-    """The four spans of event time: train | gap | calibration | validation | cut-off."""
-
-    train_from: datetime | None
-    train_until: datetime
-    calibrate_from: datetime
-    validate_from: datetime
-    cutoff: datetime
-
-    @classmethod
-    def of(cls, spec: PipelineSpec, cutoff: datetime) -> Split:
-        """Return the split of a pipeline at a cut-off."""
-        validate_from = cutoff - spec.split.validation
-        calibrate_from = validate_from - spec.split.calibration
-        history = spec.split.history
-        return cls(
-            train_from=None if history is None else cutoff - history,
-            train_until=calibrate_from - spec.split_gap,
-            calibrate_from=calibrate_from,
-            validate_from=validate_from,
-            cutoff=cutoff,
-        )
-
-    def to_json(self) -> dict[str, str | None]:
-        """Return the spans as ISO 8601 times."""
-        return {
-            name: None if value is None else format_time(value)
-            for name, value in (
-                ("train_from", self.train_from),
-                ("train_until", self.train_until),
-                ("calibrate_from", self.calibrate_from),
-                ("validate_from", self.validate_from),
-                ("cutoff", self.cutoff),
-            )
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, str | None]) -> Split:
-        """Return the split that ``to_json`` described."""
-        times = {name: None if text is None else parse_time(text) for name, text in value.items()}
-        return cls(**times)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
