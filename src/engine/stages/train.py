@@ -21,20 +21,19 @@ from engine.batching import Table, Workspace
 from engine.batching.atomic import require_json, write_json
 from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
-from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded, PlanRefused
-from engine.features.encoders import COUNTED_CATEGORY_BYTES, EncoderBuilder, FeatureEncoder
-from engine.features.labelled import LabelView, labelled_rows, labelled_terms
+from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
+from engine.features.encoders import EncoderBuilder, FeatureEncoder
+from engine.features.labelled import LabelView, labelled_rows
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
 from engine.learning.calibration import fit_calibration
 from engine.learning.drift import Reference, ReferenceBuilder
 from engine.learning.learners import LIBRARIES, learner
 from engine.learning.retrain import ChampionFacts, Decision, should_retrain
-from engine.learning.sampling import correct_prior, keep, sampling_rate_for
+from engine.learning.sampling import correct_prior, keep
 from engine.learning.split import Split
 from engine.learning.threshold import choose_threshold
 from engine.ledger import Entry, Ledger, champion_of, last_trained, positive_share, trained
-from engine.memory.budget import BUDGET_BATCHES, Budget
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -42,14 +41,11 @@ from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
 from engine.spec import PipelineSpec
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
+from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate
 from engine.units import format_time, parse_time
 
 if TYPE_CHECKING:
     import polars as pl
-
-_COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
-_SPAN_LABEL_BYTES = 100_000 * 120
-_FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
 
 
 @dataclass(frozen=True)
@@ -103,19 +99,19 @@ class TrainStage:
                 allowed_bytes=context.budget.disk_bytes,
                 what=f"the training cache of at most {rows:,} rows",
             )
-            inputs |= {"available_bytes": _available_bytes(context), "row_share": _fit_share(context)}
+            inputs |= {"available_bytes": fit_bytes(context), "row_share": fit_share(context)}
             task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.stages.train:run_cache", inputs)
-            return ((task, _project_cache(context)),)
+            return ((task, project_cache(context)),)
         cached = done[0][0]
         inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
         inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
         task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.stages.train:run_fit", inputs)
-        return ((task, _project_fit(context, int(cached.outputs["rows"]))),)
+        return ((task, project_fit(context, int(cached.outputs["rows"]))),)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
         """Return the same training where the budget chooses the sampling rate: from what the fit took, it is lower."""
         chosen = context.spec.learner.sampling_rate is None and isinstance(error, MemoryBudgetExceeded)
-        return dict(plan.bounds) if chosen and _fit_share(context) > 1.0 else None
+        return dict(plan.bounds) if chosen and fit_share(context) > 1.0 else None
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Register the candidate with its bundle, then enter it in the ledger."""
@@ -168,112 +164,20 @@ def forecast(context: StageContext) -> list[Forecast]:
     rows, features = prepared.rows(), len(context.spec.features.names())
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
-    rate = _sampling_rate(
+    rate = sampling_rate(
         context.spec,
         rows=rows,
         positives=int(rows * share),
         features=features,
-        available_bytes=_available_bytes(context),
-        row_share=_fit_share(context),
+        available_bytes=fit_bytes(context),
+        row_share=fit_share(context),
         budget=context.budget,
     )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
-        Forecast(_project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
-        Forecast(_project_fit(context, kept), kept, sampling_rate=rate),
+        Forecast(project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
+        Forecast(project_fit(context, kept), kept, sampling_rate=rate),
     ]
-
-
-def _sampling_rate(
-    spec: PipelineSpec,
-    *,
-    rows: int,
-    positives: int,
-    features: int,
-    available_bytes: int,
-    row_share: float,
-    budget: Budget,
-) -> float:
-    """Return the pipeline's sampling rate, or the one that the budget buys.
-
-    Raises
-    ------
-    PlanRefused
-        The positives and as many negatives do not fit; names the smallest budget that would do.
-    """
-    if spec.learner.sampling_rate is not None:
-        return spec.learner.sampling_rate
-    terms = learner(spec.learner.kind).project(rows, features=features, parameters=spec.learner.parameters)
-    if not rows or not terms["rows"]:
-        return 1.0
-    available = available_bytes - sum(size for term, size in terms.items() if term != "rows")
-    row_bytes = row_share * terms["rows"] / rows
-    try:
-        return sampling_rate_for(
-            rows=rows, positives=positives, available_bytes=max(0, available), bytes_per_row=row_bytes
-        )
-    except PlanRefused as error:
-        # Of each further byte the learner gets a share, after what larger batches take of it.
-        short = int(error.details["projected_bytes"]) - available
-        more = short / _FREE_SHARE / (1 - _COPIES / BUDGET_BATCHES)
-        enough = -(-int(budget.allowed_bytes + more) // 2**20)
-        raise PlanRefused(
-            error.message,
-            hint=f"set resources.memory to at least {enough}MiB, or run with --memory {enough}MiB; or shorten "
-            "split.history, or use learner.kind sgd: constant memory",
-            details={**error.details, "smallest_budget_bytes": enough * 2**20},
-        ) from None
-
-
-def _available_bytes(context: StageContext) -> int:
-    """Return what the budget leaves for the rows of a fit and all that its learner adds."""
-    free = (
-        context.budget.allowed_bytes
-        - context.learned.reserved_bytes("train.fit")
-        - sum(_shared_terms(context).values())
-    )
-    return int(free * _FREE_SHARE)
-
-
-def _shared_terms(context: StageContext) -> dict[str, int]:
-    return {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
-        "labels of one span": _SPAN_LABEL_BYTES,
-    }
-
-
-def _project_cache(context: StageContext) -> Projection:
-    terms = {
-        **labelled_terms(context.budget.batch_bytes),
-        "encoders and drift reference": len(context.spec.features.names()) * 2**20,
-        "categories while they are counted": len(context.spec.features.categorical) * COUNTED_CATEGORY_BYTES,
-    }
-    return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)
-
-
-def _project_fit(context: StageContext, rows: int) -> Projection:
-    mine = learner(context.spec.learner.kind)
-    terms = mine.project(rows, features=len(context.spec.features.names()), parameters=context.spec.learner.parameters)
-    first = terms["rows"] / rows if rows else 0.0
-    terms = {**_shared_terms(context), **terms, "rows": int(rows * _fit_share(context) * first)}
-    return Projection(
-        stage="train.fit",
-        reserved_bytes=context.learned.reserved_bytes("train.fit"),
-        terms=terms,
-        rows=rows,
-        row_term="rows" if first else "",
-        table=context.spec.pipeline,
-        base_row_bytes=first,
-    )
-
-
-def _fit_share(context: StageContext) -> float:
-    """Return what a row takes in a fit in relation to what its learner projects: more where that was measured.
-
-    Never less, so that the sampling rate, and with it the model, follows from the data and the budget alone as long as
-    the projection holds.
-    """
-    return max(1.0, context.learned.row_bytes("train.fit", context.spec.pipeline, base=1.0, copies=1.0))
 
 
 def _cutoff(context: StageContext) -> datetime:
@@ -352,7 +256,7 @@ def run_cache(task: Task, scope: Scope) -> TaskResult:
     _require(rows, positives, spec, split)
     encoder = builder.finish()
     features = len(encoder.feature_names)
-    rate = _sampling_rate(
+    rate = sampling_rate(
         spec,
         rows=rows,
         positives=positives,
