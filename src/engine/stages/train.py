@@ -24,16 +24,16 @@ from engine.bundle import Bundle, sections_of
 from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
 from engine.features.encoders import EncoderBuilder, FeatureEncoder
 from engine.features.labelled import LabelView, labelled_rows
-from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
+from engine.layout import KEY, label_events_table, prepared_app, prepared_table
 from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
 from engine.learning.calibration import fit_calibration
 from engine.learning.drift import Reference, ReferenceBuilder
 from engine.learning.learners import LIBRARIES, learner
-from engine.learning.retrain import ChampionFacts, Decision, should_retrain
+from engine.learning.retrain import learner_hash
 from engine.learning.sampling import correct_prior, keep
 from engine.learning.split import Split
 from engine.learning.threshold import choose_threshold
-from engine.ledger import Entry, Ledger, champion_of, last_trained, positive_share, trained
+from engine.ledger import Entry, Ledger, last_trained, positive_share
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -41,6 +41,7 @@ from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
 from engine.spec import PipelineSpec
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
+from engine.training.due import cutoff
 from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate
 from engine.units import format_time, parse_time
 
@@ -71,7 +72,7 @@ class TrainStage:
         spec, workspace = context.spec, context.workspace
         prepared = prepared_table(workspace, spec.feature_set)
         inputs = {
-            "split": Split.of(spec, _cutoff(context)).to_json(),
+            "split": Split.of(spec, cutoff(context)).to_json(),
             "feature_set": spec.feature_set,
             "prepared_n": prepared.transaction(prepared_app(spec.feature_set)),
             "learner": spec.learner.model_dump(mode="json"),
@@ -178,55 +179,6 @@ def forecast(context: StageContext) -> list[Forecast]:
         Forecast(project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
         Forecast(project_fit(context, kept), kept, sampling_rate=rate),
     ]
-
-
-def _cutoff(context: StageContext) -> datetime:
-    """Return the training cut-off: the run's clock, or the newest event where rows have stopped coming before it."""
-    chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
-    newest = [chunk.maximum[EVENT_TIME] for chunk in chunks]
-    return min(context.as_of, max(newest)) if newest else context.as_of
-
-
-def learner_hash(spec: PipelineSpec) -> str:
-    """Return the hash of the learner's section; with the feature set it is what the trigger ``code`` watches."""
-    return content_hash(spec.learner.model_dump(mode="json"))
-
-
-def decide(context: StageContext, *, drift: Mapping[str, float | None]) -> Decision:
-    """Return whether the context's pipeline is due to be trained again, from tables and ledger alone.
-
-    Parameters
-    ----------
-    drift
-        Population stability index by feature, as monitor saw it last.
-    """
-    workspace, spec = context.workspace, context.spec
-    history = Ledger(workspace).history()
-    champion = champion_of(history)
-    facts = trained(history, champion.version) if champion else None
-    last = last_trained(history)
-    champion_facts = None
-    if facts is not None and last is not None:
-        # What was tried last counts, also when the gate kept the champion: else every run would try again.
-        details = last.details
-        champion_facts = ChampionFacts(
-            version=facts.version,
-            trained_until=parse_time(details["trained_until"]),
-            rows=int(details["raw_rows"]),
-            labels=int(details["label_rows"]),
-            feature_set=details["feature_set"],
-            learner=details["learner_hash"],
-        )
-    return should_retrain(
-        spec.triggers,
-        champion=champion_facts,
-        now=_cutoff(context),
-        rows=workspace.table("raw").rows(),
-        labels=workspace.table("labels").rows(),
-        drift=drift,
-        feature_set=spec.feature_set,
-        learner=learner_hash(spec),
-    )
 
 
 def _bundle_dir(workspace: Workspace, n: int) -> Path:
