@@ -1,1 +1,1 @@
-"""How a candidate is made of prepared rows, planned by ``stages/train.py``: what it takes, its cache, its fit."""
+"""How a candidate is made of prepared rows: when it is due, what it takes, its cache, its fit."""
