@@ -125,7 +125,7 @@ def test_a_connection_that_is_cut_at_its_start(payments: Payments, proxy: Proxy,
     proxy.cut_after(where)
     with payments.start() as process:
         error = _fails(payments, process, kind="SourceError")
-    assert "run again" in error["hint"]
+    assert "check source.uri" in error["hint"]
     assert not payments.workspace.table("raw").exists()
     payments.finish()
     payments.check()
