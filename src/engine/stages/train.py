@@ -130,7 +130,7 @@ class TrainStage:
                 details=details,
             )
             Ledger(context.workspace).enter(entry)
-            shutil.rmtree(cache_directory(context.workspace, plan.n), ignore_errors=True)
+            shutil.rmtree(cache_directory(context.workspace, plan.n), ignore_errors=True)  # else vacuum removes it
 
         return Outcome(
             outputs={name: facts[name] for name in ("rows", "positives", "sampling_rate", "threshold")},

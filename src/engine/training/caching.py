@@ -110,7 +110,8 @@ def _write(
     encoder = seen.encoder
     codes = dict(zip(encoder.categorical_indices, encoder.cardinalities, strict=True))
     reference = ReferenceBuilder(encoder.feature_names, categorical=codes)
-    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        shutil.rmtree(directory)  # of an attempt that was killed
     done = 0
     with CacheWriter(directory, features=len(encoder.feature_names)) as writer:
         for frame in training_rows(context, task, scope, low=split.train_from, high=split.train_until):
