@@ -18,8 +18,9 @@ from engine.stages.extract import ExtractStage
 from engine.stages.monitor import MonitorStage, last_record
 from engine.stages.promote import PromoteStage, previous_champion
 from engine.stages.score import ScoreStage
-from engine.stages.train import TrainStage, decide
+from engine.stages.train import TrainStage
 from engine.stages.validate import ValidateStage
+from engine.training.due import decide
 from engine.units import format_time, parse_time
 from flows.artifacts import memory_table, metrics_table
 from flows.parameters import ExtractParameters, LoopParameters, ReplayParameters, RollbackParameters, RunParameters

@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from engine.refs import StageReport
 from headrace.operations import build_operations_database
 from tests.world import FEBRUARY, MARCH, World, copy_world, make_world
+
+# 200 ms for each example is a measure of the host: one that pauses a process for a moment fails any test.
+settings.register_profile("any host", deadline=None)
+settings.load_profile("any host")
 
 
 @pytest.fixture(scope="session")

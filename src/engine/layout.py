@@ -1,7 +1,8 @@
-"""Where the tables that several stages share lie, and what their common columns are called."""
+"""Where the tables that several stages share lie, what their common columns are called, and where models are made."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from engine.batching import Table, Workspace
@@ -23,6 +24,16 @@ def label_events_table(workspace: Workspace, feature_set: str) -> Table:
 def predictions_table(workspace: Workspace) -> Table:
     """Return the champions' predictions."""
     return workspace.table("predictions")
+
+
+def cache_directory(workspace: Workspace, n: int) -> Path:
+    """Return where the cache of training n is, until its candidate is entered in the ledger."""
+    return workspace.root / "caches" / f"{n:08d}"
+
+
+def bundle_directory(workspace: Workspace, n: int) -> Path:
+    """Return where the bundle of training n is."""
+    return workspace.bundles / f"{n:08d}"
 
 
 def prepared_app(feature_set: str) -> str:

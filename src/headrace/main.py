@@ -29,6 +29,9 @@ app = typer.Typer(
 profile_app = typer.Typer(help="Record and read the memory of runs.", no_args_is_help=True)
 app.add_typer(profile_app, name="profile")
 
+# The base of typer's usage errors, wherever typer keeps its click.
+_UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
 Pipeline = Annotated[Path, typer.Argument(help="The pipeline file, such as pipelines/flights.yaml.")]
 AsOf = Annotated[
     datetime | None,
@@ -341,22 +344,13 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
-    except Exception as error:
-        code = _usage(error)
+    except _UsageError as error:
+        error.show()
+        code = int(error.exit_code)
     if code == _INTERRUPTED:  # also as what typer makes of it
         typer.echo("interrupted: what was committed stays; run again to go on", err=True)
         code = 128 + (_signals[0] if _signals else signal.SIGINT)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _usage(error: Any) -> int:
-    """Return the exit code of an error of the command line itself, after showing it; raise any other."""
-    # The base of typer's usage errors, wherever typer keeps its click.
-    usage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
-    if isinstance(error, usage):
-        error.show()
-        return int(error.exit_code)
-    raise error
 
 
 if __name__ == "__main__":

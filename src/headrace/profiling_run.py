@@ -168,7 +168,8 @@ def _link(root: Path, copy: Path) -> None:
 def _take_back(copy: Path, stage: str) -> None:
     """Remove from the copy what the stage did, so that it has everything, or the last candidate, to do again."""
     for name in _TAKEN_BACK[stage]:
-        shutil.rmtree(copy / name, ignore_errors=True)
+        if (copy / name).exists():  # what stays would make the stage say that it has nothing to do
+            shutil.rmtree(copy / name)
     if stage != "validate":
         return
     ledger = Ledger(Workspace(copy))
@@ -176,6 +177,7 @@ def _take_back(copy: Path, stage: str) -> None:
     candidate = last_trained(history)
     judged = candidate.version if candidate is not None else 0
     kept = [entry for entry in history if entry.action == "trained" or entry.version != judged]
-    shutil.rmtree(copy / "tables" / "ledger", ignore_errors=True)
+    if history:
+        shutil.rmtree(copy / "tables" / "ledger")
     for entry in sorted(kept, key=lambda entry: (entry.app, entry.n)):
         ledger.enter(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import TableError
+from engine.ledger import Ledger
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
 from tests.world import FEBRUARY, World
@@ -127,11 +129,16 @@ def test_the_real_command_killed_then_run_again(world: World) -> None:
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "search" in line:
+            if "train.cache" in line:
                 break
-        os.killpg(process.pid, 9)
+        else:
+            raise AssertionError("it ended before it trained")
+        os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert Ledger(world.workspace).history() == ()  # it was in the middle of a training
     done = _headrace(world, as_of="2013-03-01T06:00:00Z")
     assert done.returncode == 0, done.stderr
+    assert [entry.action for entry in Ledger(world.workspace).history()].count("trained") == 1
     keys = [row["key"] for row in world.prepared()]
     with sqlite3.connect(world.database) as connection:
         flights = connection.execute(

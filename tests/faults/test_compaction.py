@@ -48,11 +48,17 @@ run_stage(CompactStage("raw", least=2), shop.context(0))
 """
 
 
-POINTS = ("after:write_plan", "before:write_task", "after:write_task", "before:commit", "after:commit")
-
-
-@pytest.mark.parametrize("point", POINTS[-2:])
-def test_killed_around_its_commit_nothing_is_lost_or_doubled(tmp_path: Path, point: str) -> None:
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param("after:write_plan", marks=pytest.mark.slow),
+        pytest.param("before:write_task", marks=pytest.mark.slow),
+        pytest.param("after:write_task", marks=pytest.mark.slow),
+        "before:commit",
+        "after:commit",
+    ],
+)
+def test_killed_at_each_step_nothing_is_lost_or_doubled(tmp_path: Path, point: str) -> None:
     shop = Shop(tmp_path)
     for n in range(1, 6):
         commit_slice(shop.workspace, n)
@@ -65,12 +71,6 @@ def test_killed_around_its_commit_nothing_is_lost_or_doubled(tmp_path: Path, poi
     compact_tables(shop.context(0), least=2)
     assert _ids(shop.workspace) == [*before, 60, 61, 62]
     assert [chunk.n for chunk in shop.workspace.table("raw").chunks()] == [5, 6]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("point", POINTS)
-def test_killed_at_each_step_nothing_is_lost_or_doubled(tmp_path: Path, point: str) -> None:
-    test_killed_around_its_commit_nothing_is_lost_or_doubled(tmp_path, point)
 
 
 def _ids(workspace: Workspace) -> list[int]:

@@ -60,7 +60,16 @@ def _let_go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def _killed_on_the_wire(payments: Payments, proxy: Proxy, *, victim: str, where: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "where"),
+    [
+        ("child", "mid-stream"),
+        pytest.param("child", "connected", marks=pytest.mark.slow),
+        pytest.param("parent", "connected", marks=pytest.mark.slow),
+        pytest.param("parent", "mid-stream", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_on_the_wire(payments: Payments, proxy: Proxy, victim: str, where: str) -> None:
     with payments.start("started") as process:
         _wait_for(process, "started")
         proxy.stall_after(0 if where == "connected" else _MID_STREAM_BYTES)
@@ -72,19 +81,6 @@ def _killed_on_the_wire(payments: Payments, proxy: Proxy, *, victim: str, where:
     assert payments.workspace.table("raw").rows() == 0
     payments.finish()
     payments.check()
-
-
-@pytest.mark.parametrize(("victim", "where"), [("child", "mid-stream")])
-def test_killed_on_the_wire(payments: Payments, proxy: Proxy, victim: str, where: str) -> None:
-    _killed_on_the_wire(payments, proxy, victim=victim, where=where)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("victim", "where"), [("child", "connected"), ("parent", "connected"), ("parent", "mid-stream")]
-)
-def test_killed_on_the_wire_at_its_other_moments(payments: Payments, proxy: Proxy, victim: str, where: str) -> None:
-    _killed_on_the_wire(payments, proxy, victim=victim, where=where)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +124,9 @@ def test_a_connection_that_is_cut_is_an_error_of_the_source_and_the_next_run_goe
 def test_a_connection_that_is_cut_at_its_start(payments: Payments, proxy: Proxy, where: int) -> None:
     proxy.cut_after(where)
     with payments.start() as process:
-        _fails(payments, process, kind="SourceError")
+        error = _fails(payments, process, kind="SourceError")
+    assert "check source.uri" in error["hint"]
+    assert not payments.workspace.table("raw").exists()
     payments.finish()
     payments.check()
 
@@ -164,14 +162,26 @@ def test_a_full_disk_loses_nothing(payments: Payments, small_disk: Path) -> None
     payments.check()
 
 
-def _killed_at_random(payments: Payments, *, kills: int, seed: int) -> None:
+@pytest.fixture
+def fresh(payments: Payments) -> Payments:
+    payments.sql("DROP SEQUENCE IF EXISTS fresh")
+    payments.sql("CREATE SEQUENCE fresh START 1000000")
+    return payments
+
+
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(1, None), *(pytest.param(20, seed, marks=pytest.mark.slow) for seed in range(10))]
+)
+def test_killed_at_random_moments_while_rows_change_in_between(fresh: Payments, kills: int, seed: int | None) -> None:
     """Kill again and again while rows come, change and go between the kills.
 
     The moments are drawn from as long as a run takes on this host: a time that grows until a run ends by itself, and is
     then that run's.
     """
+    payments, killed, span = fresh, 0, 2.0
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     rng = random.Random(seed)
-    killed, span = 0, 2.0
+    print(f"seed {seed}")
     while killed < kills:
         payments.sql(
             "INSERT INTO payments SELECT nextval('fresh'), clock_timestamp(), md5(random()::text) "
@@ -201,25 +211,6 @@ def _killed_at_random(payments: Payments, *, kills: int, seed: int) -> None:
                 killed += 1
     payments.finish()
     payments.check()
-
-
-@pytest.fixture
-def fresh(payments: Payments) -> Payments:
-    payments.sql("DROP SEQUENCE IF EXISTS fresh")
-    payments.sql("CREATE SEQUENCE fresh START 1000000")
-    return payments
-
-
-def test_killed_at_random_moments_while_rows_change_in_between(fresh: Payments) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-    _killed_at_random(fresh, kills=1, seed=seed)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
-def test_killed_at_two_hundred_random_moments(fresh: Payments, seed: int) -> None:
-    _killed_at_random(fresh, kills=20, seed=seed)
 
 
 class _Writer:

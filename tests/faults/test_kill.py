@@ -77,35 +77,31 @@ def test_killed_at_a_chosen_point(point: str, world: World, undisturbed: tuple[d
     _check(world, undisturbed[0])
 
 
-def _kill_at_random(world: World, expected: dict[str, list[str]], *, seconds: float, seed: int, kills: int) -> None:
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(1, None), *(pytest.param(5, seed, marks=pytest.mark.slow) for seed in range(20))]
+)
+def test_killed_at_random_moments(
+    kills: int, seed: int | None, world: World, undisturbed: tuple[dict[str, list[str]], float]
+) -> None:
+    """The moments are drawn from as long as a run takes: an undisturbed one, or the last that ended before its kill."""
+    expected, seconds = undisturbed
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     rng = random.Random(seed)
-    for _ in range(kills):
-        process = _start(world.directory)
-        delay = rng.uniform(1.0, seconds)
-        try:
-            process.wait(timeout=delay)
-        except subprocess.TimeoutExpired:
-            children = psutil.Process(process.pid).children(recursive=True)
-            os.kill(process.pid, signal.SIGKILL)  # the parent alone: its children have to notice
-            process.wait()
-            _, alive = psutil.wait_procs(children, timeout=10)
-            assert not alive, f"seed {seed}, {delay:.1f} s: {alive} outlived their parent"
-        finally:
-            if process.stdout is not None:
-                process.stdout.close()
+    print(f"seed {seed}")
+    killed = 0
+    while killed < kills:
+        began = time.monotonic()
+        with _start(world.directory) as process:
+            try:
+                process.wait(timeout=rng.uniform(1.0, max(2.0, 0.8 * seconds)))
+                assert process.returncode == 0, f"seed {seed}: it failed, and was not killed"
+                seconds = time.monotonic() - began
+            except subprocess.TimeoutExpired:
+                children = psutil.Process(process.pid).children(recursive=True)
+                os.kill(process.pid, signal.SIGKILL)  # the parent alone: its children have to notice
+                process.wait()
+                _, alive = psutil.wait_procs(children, timeout=10)
+                assert not alive, f"seed {seed}: {alive} outlived their parent"
+                killed += 1
     _finish(world.directory)
     _check(world, expected)
-
-
-def test_killed_at_random_moments(world: World, undisturbed: tuple[dict[str, list[str]], float]) -> None:
-    seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {seed}")
-    _kill_at_random(world, undisturbed[0], seconds=undisturbed[1] * 0.6, seed=seed, kills=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
-def test_killed_at_many_random_moments(
-    seed: int, world: World, undisturbed: tuple[dict[str, list[str]], float]
-) -> None:
-    _kill_at_random(world, undisturbed[0], seconds=undisturbed[1], seed=seed, kills=5)

@@ -88,7 +88,16 @@ def _next_run(deployment: Deployment) -> None:
     payments.check()
 
 
-def _flow_run_killed(where: str, worker: Worker, deployment: Deployment, proxy: Proxy) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [
+        "record",
+        *(pytest.param(where, marks=pytest.mark.slow) for where in ("connected", "mid-stream", "chunk", "commit")),
+    ],
+)
+def test_a_flow_run_killed_at_each_of_its_moments(
+    worker: Worker, deployment: Deployment, proxy: Proxy, where: str
+) -> None:
     run, process, children = _at(where, deployment, proxy)
     assert children or where in ("record", "commit"), "there is no child"
     process.kill()
@@ -99,18 +108,6 @@ def _flow_run_killed(where: str, worker: Worker, deployment: Deployment, proxy: 
     until(lambda: not worker.family, seconds=30, what="the end of what the worker started for it")
     assert deployment.payments.workspace.table("raw").rows() == _committed(where)
     _next_run(deployment)
-
-
-def test_a_flow_run_killed_before_its_commit(worker: Worker, deployment: Deployment, proxy: Proxy) -> None:
-    _flow_run_killed("record", worker, deployment, proxy)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", ["connected", "mid-stream", "chunk", "commit"])
-def test_a_flow_run_killed_at_its_other_moments(
-    worker: Worker, deployment: Deployment, proxy: Proxy, where: str
-) -> None:
-    _flow_run_killed(where, worker, deployment, proxy)
 
 
 @pytest.mark.slow

@@ -113,7 +113,9 @@ class _Transform:
         try:
             lazy = self.function(given.lazy())
             out = lazy.collect() if isinstance(lazy, pl.LazyFrame) else None
-        except Exception as error:
+        except MemoryError:  # the budget's: the task is tried again with smaller batches
+            raise
+        except Exception as error:  # it is the user's own code, and may raise anything
             where = _last_line(error)
             raise self._error(
                 f"raised {type(error).__name__}: {_first_line(error)}{where}",
@@ -159,7 +161,7 @@ def _load(name: str, *, directory: Path) -> ModuleType:
             f"features.transform: there is no module {name!r}: neither {path} nor an installed one",
             hint=_nearest(name, beside) or "write module:function, with the module beside the pipeline file",
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # as above; a script may end itself, and us with it
         raise _import_error(name, error) from error
 
 
@@ -173,7 +175,7 @@ def _from_file(name: str, path: Path) -> ModuleType:
     sys.modules[private] = module
     try:
         found.loader.exec_module(module)
-    except BaseException:
+    except BaseException:  # half of a module is not to be found by the next load
         del sys.modules[private]
         raise
     return module
@@ -190,7 +192,7 @@ def _searched(directory: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _import_error(name: str, error: Exception) -> SpecError:
+def _import_error(name: str, error: BaseException) -> SpecError:
     return SpecError(
         f"features.transform: module {name!r} fails on import: {type(error).__name__}: "
         f"{_first_line(error)}{_last_line(error)}",

@@ -9,6 +9,7 @@ from engine.learning.learners import Learner, Model, learner
 from engine.learning.metrics import Metrics, PositiveScores, RankingMetrics, metrics
 from engine.learning.retrain import ChampionFacts, Decision, should_retrain
 from engine.learning.sampling import correct_prior, keep, row_uniform, sampling_rate_for
+from engine.learning.split import Split
 from engine.learning.threshold import OperatingPoint, choose_threshold
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Reference",
     "ReferenceBuilder",
     "Rule",
+    "Split",
     "TrainingCache",
     "Verdict",
     "cache_bytes",

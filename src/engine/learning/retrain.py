@@ -12,8 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from engine.spec import TriggersSpec
+from engine.refs import content_hash
+from engine.spec import PipelineSpec, TriggersSpec
 from engine.units import format_duration
+
+
+def learner_hash(spec: PipelineSpec) -> str:
+    """Return the hash of the learner's section; with the feature set it is what the trigger ``code`` watches."""
+    return content_hash(spec.learner.model_dump(mode="json"))
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ class _Child:
                 pass_fds=(writing,),
                 start_new_session=True,
             )
-        except BaseException:
+        except BaseException:  # no process, so that nobody would close it
             os.close(reading)
             raise
         finally:

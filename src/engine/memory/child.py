@@ -47,7 +47,7 @@ def main() -> int:
             ours = _disk_error(error, str(payload["context"].get("workspace", "")))
             _say(pipe, {"ours": ours.to_json()} if ours is not None else _described(error))
             return 1
-        except Exception as error:
+        except Exception as error:  # of any kind: the parent makes it a TaskCrashed with this traceback
             _say(pipe, _described(error))
             return 1
         _say(pipe, {"result": to_json(result), "measured": measured})

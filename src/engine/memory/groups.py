@@ -37,13 +37,13 @@ class MemoryGroup:
         """Set the limit of memory, and of memory with swap where the kernel accounts for it."""
         if self.kind == "cgroup-v1":
             (self.path / "memory.limit_in_bytes").write_text(str(allowed_bytes))
-            with contextlib.suppress(FileNotFoundError, OSError):  # no swap accounting: swap is in the measure
+            with contextlib.suppress(OSError):  # no swap accounting: swap is in the measure
                 (self.path / "memory.memsw.limit_in_bytes").write_text(str(allowed_bytes))
         else:
             (self.path / "memory.max").write_text(str(allowed_bytes))
-            with contextlib.suppress(FileNotFoundError, OSError):
+            with contextlib.suppress(OSError):  # as above
                 (self.path / "memory.swap.max").write_text("0")
-            with contextlib.suppress(FileNotFoundError, OSError):
+            with contextlib.suppress(OSError):  # Linux before 4.19: it kills the largest process, not all of them
                 (self.path / "memory.oom.group").write_text("1")
 
     def add(self, pid: int) -> None:

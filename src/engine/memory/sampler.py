@@ -66,8 +66,11 @@ class Sampler:
     ) -> None:
         self._ended.set()
         self._thread.join()
-        if self._failure is not None and error is None:
+        if self._failure is None:
+            return
+        if error is None:
             raise self._failure
+        error.add_note(f"and its memory could not be sampled: {self._failure!r}")
 
     def _run(self) -> None:
         try:

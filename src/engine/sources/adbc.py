@@ -35,7 +35,7 @@ class Session:
         self._running: set[ExitStack] = set()
         try:
             self._connection = AdbcConnection(database)
-        except BaseException:
+        except BaseException:  # nobody else would close it
             database.close()
             raise
 

@@ -119,7 +119,7 @@ class _Joins:
         import shutil
 
         self._connection.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)  # scratch: what stays, the next run or vacuum removes
 
     def batches(self, sql: str, values: Mapping[str, Any]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of a query."""

@@ -1,98 +1,32 @@
 """Train: a candidate from prepared rows and the labels known at the cut-off, within the budget.
 
 First a compact cache is made (encoders fitted, negatives sampled), then a fresh child fits, calibrates and chooses the
-threshold. Whether the candidate is any good is for ``validate.py``.
+threshold: both in ``training/``, planned here. Whether the candidate is any good is for ``validate.py``.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from engine import events
-from engine.batching import Table, Workspace
-from engine.batching.atomic import require_json, write_json
-from engine.batching.frames import to_arrow
-from engine.bundle import Bundle, sections_of
-from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded, PlanRefused
-from engine.features.encoders import COUNTED_CATEGORY_BYTES, EncoderBuilder, FeatureEncoder
-from engine.features.labelled import LabelView, labelled_rows, labelled_terms
-from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
-from engine.learning.cache import CacheWriter, TrainingCache, cache_bytes
-from engine.learning.calibration import fit_calibration
-from engine.learning.drift import Reference, ReferenceBuilder
-from engine.learning.learners import LIBRARIES, learner
-from engine.learning.retrain import ChampionFacts, Decision, should_retrain
-from engine.learning.sampling import correct_prior, keep, sampling_rate_for
-from engine.learning.threshold import choose_threshold
-from engine.ledger import Entry, Ledger, champion_of, last_trained, positive_share, trained
-from engine.memory.budget import BUDGET_BATCHES, Budget
+from engine.batching import Table
+from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
+from engine.layout import bundle_directory, cache_directory, prepared_app, prepared_table
+from engine.learning.cache import cache_bytes
+from engine.learning.learners import LIBRARIES
+from engine.learning.retrain import learner_hash
+from engine.learning.split import Split
+from engine.ledger import Entry, Ledger, last_trained, positive_share
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
-from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
-from engine.spec import PipelineSpec
-from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
-from engine.units import format_time, parse_time
-
-if TYPE_CHECKING:
-    import polars as pl
-
-_COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
-_SPAN_LABEL_BYTES = 100_000 * 120
-_FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
-
-
-@dataclass(frozen=True)
-class Split:
-    """The four spans of event time: train | gap | calibration | validation | cut-off."""
-
-    train_from: datetime | None
-    train_until: datetime
-    calibrate_from: datetime
-    validate_from: datetime
-    cutoff: datetime
-
-    @classmethod
-    def of(cls, spec: PipelineSpec, cutoff: datetime) -> Split:
-        """Return the split of a pipeline at a cut-off."""
-        validate_from = cutoff - spec.split.validation
-        calibrate_from = validate_from - spec.split.calibration
-        history = spec.split.history
-        return cls(
-            train_from=None if history is None else cutoff - history,
-            train_until=calibrate_from - spec.split_gap,
-            calibrate_from=calibrate_from,
-            validate_from=validate_from,
-            cutoff=cutoff,
-        )
-
-    def to_json(self) -> dict[str, str | None]:
-        """Return the spans as ISO 8601 times."""
-        return {
-            name: None if value is None else format_time(value)
-            for name, value in (
-                ("train_from", self.train_from),
-                ("train_until", self.train_until),
-                ("calibrate_from", self.calibrate_from),
-                ("validate_from", self.validate_from),
-                ("cutoff", self.cutoff),
-            )
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, str | None]) -> Split:
-        """Return the split that ``to_json`` described."""
-        times = {name: None if text is None else parse_time(text) for name, text in value.items()}
-        return cls(**times)  # type: ignore[arg-type]
+from engine.stage import Forecast, Outcome, Plan, StageContext
+from engine.training.due import cutoff
+from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate
+from engine.units import format_time
 
 
 @dataclass(frozen=True)
@@ -118,7 +52,7 @@ class TrainStage:
         spec, workspace = context.spec, context.workspace
         prepared = prepared_table(workspace, spec.feature_set)
         inputs = {
-            "split": Split.of(spec, _cutoff(context)).to_json(),
+            "split": Split.of(spec, cutoff(context)).to_json(),
             "feature_set": spec.feature_set,
             "prepared_n": prepared.transaction(prepared_app(spec.feature_set)),
             "learner": spec.learner.model_dump(mode="json"),
@@ -146,24 +80,24 @@ class TrainStage:
                 allowed_bytes=context.budget.disk_bytes,
                 what=f"the training cache of at most {rows:,} rows",
             )
-            inputs |= {"available_bytes": _available_bytes(context), "row_share": _fit_share(context)}
-            task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.stages.train:run_cache", inputs)
-            return ((task, _project_cache(context)),)
+            inputs |= {"available_bytes": fit_bytes(context), "row_share": fit_share(context)}
+            task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.training.caching:run", inputs)
+            return ((task, project_cache(context)),)
         cached = done[0][0]
         inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
         inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
-        task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.stages.train:run_fit", inputs)
-        return ((task, _project_fit(context, int(cached.outputs["rows"]))),)
+        task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.training.fitting:run", inputs)
+        return ((task, project_fit(context, int(cached.outputs["rows"]))),)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
         """Return the same training where the budget chooses the sampling rate: from what the fit took, it is lower."""
         chosen = context.spec.learner.sampling_rate is None and isinstance(error, MemoryBudgetExceeded)
-        return dict(plan.bounds) if chosen and _fit_share(context) > 1.0 else None
+        return dict(plan.bounds) if chosen and fit_share(context) > 1.0 else None
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Register the candidate with its bundle, then enter it in the ledger."""
         facts = done[1][0].outputs
-        bundle = _bundle_dir(context.workspace, plan.n)
+        bundle = bundle_directory(context.workspace, plan.n)
         details = {
             **facts,
             "bundle": str(bundle.relative_to(context.workspace.root)),
@@ -196,7 +130,7 @@ class TrainStage:
                 details=details,
             )
             Ledger(context.workspace).enter(entry)
-            shutil.rmtree(_cache_dir(context.workspace, plan.n), ignore_errors=True)
+            shutil.rmtree(cache_directory(context.workspace, plan.n), ignore_errors=True)  # else vacuum removes it
 
         return Outcome(
             outputs={name: facts[name] for name in ("rows", "positives", "sampling_rate", "threshold")},
@@ -211,366 +145,17 @@ def forecast(context: StageContext) -> list[Forecast]:
     rows, features = prepared.rows(), len(context.spec.features.names())
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
-    rate = _sampling_rate(
+    rate = sampling_rate(
         context.spec,
         rows=rows,
         positives=int(rows * share),
         features=features,
-        available_bytes=_available_bytes(context),
-        row_share=_fit_share(context),
+        available_bytes=fit_bytes(context),
+        row_share=fit_share(context),
         budget=context.budget,
     )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
-        Forecast(_project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
-        Forecast(_project_fit(context, kept), kept, sampling_rate=rate),
+        Forecast(project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
+        Forecast(project_fit(context, kept), kept, sampling_rate=rate),
     ]
-
-
-def _sampling_rate(
-    spec: PipelineSpec,
-    *,
-    rows: int,
-    positives: int,
-    features: int,
-    available_bytes: int,
-    row_share: float,
-    budget: Budget,
-) -> float:
-    """Return the pipeline's sampling rate, or the one that the budget buys.
-
-    Raises
-    ------
-    PlanRefused
-        The positives and as many negatives do not fit; names the smallest budget that would do.
-    """
-    if spec.learner.sampling_rate is not None:
-        return spec.learner.sampling_rate
-    terms = learner(spec.learner.kind).project(rows, features=features, parameters=spec.learner.parameters)
-    if not rows or not terms["rows"]:
-        return 1.0
-    available = available_bytes - sum(size for term, size in terms.items() if term != "rows")
-    row_bytes = row_share * terms["rows"] / rows
-    try:
-        return sampling_rate_for(
-            rows=rows, positives=positives, available_bytes=max(0, available), bytes_per_row=row_bytes
-        )
-    except PlanRefused as error:
-        # Of each further byte the learner gets a share, after what larger batches take of it.
-        short = int(error.details["projected_bytes"]) - available
-        more = short / _FREE_SHARE / (1 - _COPIES / BUDGET_BATCHES)
-        enough = -(-int(budget.allowed_bytes + more) // 2**20)
-        raise PlanRefused(
-            error.message,
-            hint=f"set resources.memory to at least {enough}MiB, or run with --memory {enough}MiB; or shorten "
-            "split.history, or use learner.kind sgd: constant memory",
-            details={**error.details, "smallest_budget_bytes": enough * 2**20},
-        ) from None
-
-
-def _available_bytes(context: StageContext) -> int:
-    """Return what the budget leaves for the rows of a fit and all that its learner adds."""
-    free = (
-        context.budget.allowed_bytes
-        - context.learned.reserved_bytes("train.fit")
-        - sum(_shared_terms(context).values())
-    )
-    return int(free * _FREE_SHARE)
-
-
-def _shared_terms(context: StageContext) -> dict[str, int]:
-    return {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
-        "labels of one span": _SPAN_LABEL_BYTES,
-    }
-
-
-def _project_cache(context: StageContext) -> Projection:
-    terms = {
-        **labelled_terms(context.budget.batch_bytes),
-        "encoders and drift reference": len(context.spec.features.names()) * 2**20,
-        "categories while they are counted": len(context.spec.features.categorical) * COUNTED_CATEGORY_BYTES,
-    }
-    return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)
-
-
-def _project_fit(context: StageContext, rows: int) -> Projection:
-    mine = learner(context.spec.learner.kind)
-    terms = mine.project(rows, features=len(context.spec.features.names()), parameters=context.spec.learner.parameters)
-    first = terms["rows"] / rows if rows else 0.0
-    terms = {**_shared_terms(context), **terms, "rows": int(rows * _fit_share(context) * first)}
-    return Projection(
-        stage="train.fit",
-        reserved_bytes=context.learned.reserved_bytes("train.fit"),
-        terms=terms,
-        rows=rows,
-        row_term="rows" if first else "",
-        table=context.spec.pipeline,
-        base_row_bytes=first,
-    )
-
-
-def _fit_share(context: StageContext) -> float:
-    """Return what a row takes in a fit in relation to what its learner projects: more where that was measured.
-
-    Never less, so that the sampling rate, and with it the model, follows from the data and the budget alone as long as
-    the projection holds.
-    """
-    return max(1.0, context.learned.row_bytes("train.fit", context.spec.pipeline, base=1.0, copies=1.0))
-
-
-def _cutoff(context: StageContext) -> datetime:
-    """Return the training cut-off: the run's clock, or the newest event where rows have stopped coming before it."""
-    chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
-    newest = [chunk.maximum[EVENT_TIME] for chunk in chunks]
-    return min(context.as_of, max(newest)) if newest else context.as_of
-
-
-def learner_hash(spec: PipelineSpec) -> str:
-    """Return the hash of the learner's section; with the feature set it is what the trigger ``code`` watches."""
-    return content_hash(spec.learner.model_dump(mode="json"))
-
-
-def decide(context: StageContext, *, drift: Mapping[str, float | None]) -> Decision:
-    """Return whether the context's pipeline is due to be trained again, from tables and ledger alone.
-
-    Parameters
-    ----------
-    drift
-        Population stability index by feature, as monitor saw it last.
-    """
-    workspace, spec = context.workspace, context.spec
-    history = Ledger(workspace).history()
-    champion = champion_of(history)
-    facts = trained(history, champion.version) if champion else None
-    last = last_trained(history)
-    champion_facts = None
-    if facts is not None and last is not None:
-        # What was tried last counts, also when the gate kept the champion: else every run would try again.
-        details = last.details
-        champion_facts = ChampionFacts(
-            version=facts.version,
-            trained_until=parse_time(details["trained_until"]),
-            rows=int(details["raw_rows"]),
-            labels=int(details["label_rows"]),
-            feature_set=details["feature_set"],
-            learner=details["learner_hash"],
-        )
-    return should_retrain(
-        spec.triggers,
-        champion=champion_facts,
-        now=_cutoff(context),
-        rows=workspace.table("raw").rows(),
-        labels=workspace.table("labels").rows(),
-        drift=drift,
-        feature_set=spec.feature_set,
-        learner=learner_hash(spec),
-    )
-
-
-def _bundle_dir(workspace: Workspace, n: int) -> Path:
-    return workspace.bundles / f"{n:08d}"
-
-
-def _cache_dir(workspace: Workspace, n: int) -> Path:
-    return workspace.root / "caches" / f"{n:08d}"
-
-
-# --- the cache ------------------------------------------------------------------------------------------------------
-
-
-def run_cache(task: Task, scope: Scope) -> TaskResult:
-    """Fit the encoders and write the training cache (in the cage)."""
-    context = ChildContext.of(scope.context)
-    spec = context.spec
-    split = Split.from_json(task.inputs["split"])
-    numeric, categorical = model_columns(spec)
-    builder = EncoderBuilder(numeric=numeric, categorical=categorical)
-    rows = positives = batches = 0
-    for frame in _span(context, task, scope, split.train_from, split.train_until):
-        builder.update(to_arrow(frame))
-        rows, positives, batches = rows + frame.height, positives + int(frame["label"].sum()), batches + 1
-        scope.batch_done(frame.height, int(frame.estimated_size()))
-        scope.progress(rows, 2 * rows, "rows")
-    _require(rows, positives, spec, split)
-    encoder = builder.finish()
-    features = len(encoder.feature_names)
-    rate = _sampling_rate(
-        spec,
-        rows=rows,
-        positives=positives,
-        features=features,
-        available_bytes=int(task.inputs["available_bytes"]),
-        row_share=float(task.inputs["row_share"]),
-        budget=scope.budget,
-    )
-    codes = dict(zip(encoder.categorical_indices, encoder.cardinalities, strict=True))
-    reference = ReferenceBuilder(encoder.feature_names, categorical=codes)
-    directory = _cache_dir(context.workspace, int(task.inputs["n"]))
-    shutil.rmtree(directory, ignore_errors=True)
-    seen = 0
-    with CacheWriter(directory, features=features) as writer:
-        for frame in _span(context, task, scope, split.train_from, split.train_until):
-            scope.governor.wait()
-            table = to_arrow(frame)
-            matrix = encoder.transform(table)
-            labels = frame["label"].to_numpy().astype(np.uint8)
-            reference.update(matrix)
-            kept = keep(table.column(KEY), labels, rate=rate, seed=spec.learner.seed)
-            writer.append(matrix[kept], labels[kept])
-            seen += frame.height
-            scope.progress(rows + seen, 2 * rows, "rows")
-        cache = writer.close()
-    write_json(directory / "encoder.json", encoder.to_json())
-    write_json(directory / "drift.json", reference.finish().to_json())
-    return TaskResult(
-        task=task.name,
-        outputs={
-            "rows": cache.rows,
-            "positives": int(cache.positives),
-            "rows_seen": rows,
-            "sampling_rate": rate,
-            "bytes": cache.bytes_on_disk,
-        },
-        rows_in=rows,
-        rows_out=cache.rows,
-        batches=batches,
-    )
-
-
-def _require(rows: int, positives: int, spec: PipelineSpec, split: Split) -> None:
-    span = f"with an event time before {format_time(split.train_until)}"
-    if not rows:
-        raise LearningError(
-            f"no row {span} has a label",
-            hint="check labels (table, key, absent) and split: validation, calibration and gap come off the end",
-        )
-    if not positives or positives == rows:
-        which = "positive" if not positives else "negative"
-        raise LearningError(
-            f"there is no {which} among {rows:,} labelled rows {span}: nothing can be learned",
-            hint=f"check labels.value ({spec.labels.value!r}) and labels.absent ({spec.labels.absent!r})",
-        )
-
-
-# --- the fit --------------------------------------------------------------------------------------------------------
-
-
-def run_fit(task: Task, scope: Scope) -> TaskResult:
-    """Fit the learner on the cache, calibrate, choose the threshold, and write the bundle (in the cage)."""
-    context = ChildContext.of(scope.context)
-    spec, n = context.spec, int(task.inputs["n"])
-    split = Split.from_json(task.inputs["split"])
-    directory = _cache_dir(context.workspace, n)
-    cache = TrainingCache(directory)
-    encoder = FeatureEncoder.from_json(require_json(directory / "encoder.json"))
-    rate = float(task.inputs["sampling_rate"])
-    model = learner(spec.learner.kind).fit(
-        cache,
-        categorical=encoder.categorical_indices,
-        cardinalities=encoder.cardinalities,
-        numeric_stats=encoder.numeric_stats,
-        parameters=spec.learner.parameters,
-        seed=spec.learner.seed,
-        threads=scope.budget.threads,
-        progress=scope.progress,
-    )
-
-    def predict(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        return correct_prior(model.predict(matrix, threads=scope.budget.threads), rate=rate)
-
-    scores, labels = _calibration_rows(context, task, scope, split, predict, encoder)
-    calibration = fit_calibration(scores, labels)
-    calibrated = calibration.apply(scores)
-    if not len(calibrated):
-        raise LearningError(
-            f"no labelled row between {format_time(split.calibrate_from)} and {format_time(split.validate_from)}",
-            hint="make split.calibration longer, or check that labels arrive",
-        )
-    point = choose_threshold(spec.operating_point, scores=calibrated, labels=labels)
-    facts = {
-        "rows": cache.rows,
-        "positives": int(cache.positives),
-        "sampling_rate": rate,
-        "threshold": point.threshold,
-        "operating_point": point.to_json(),
-        "calibration": calibration.to_json(),
-    }
-    bundle = Bundle(
-        features=feature_columns(spec),
-        feature_set=spec.feature_set,
-        encoder=encoder,
-        reference=Reference.from_json(require_json(directory / "drift.json")),
-        learner=spec.learner.kind,
-        sampling_rate=rate,
-        calibration=calibration,
-        threshold=point.threshold,
-        trained_until=split.cutoff,
-        facts={
-            **facts,
-            "split": split.to_json(),
-            "prepared_n": task.inputs["prepared_n"],
-            "learner_hash": learner_hash(spec),
-        },
-        sections=sections_of(spec),
-        model=model,
-    )
-    bundle.save(_bundle_dir(context.workspace, n))
-    scope.emit(events.Note(scope.stage, scope.task, f"{cache.rows:,} rows, sampling rate {rate:.3g}"))
-    return TaskResult(task=task.name, outputs=facts, rows_in=cache.rows, rows_out=len(scores), batches=1)
-
-
-def _calibration_rows(
-    context: ChildContext,
-    task: Task,
-    scope: Scope,
-    split: Split,
-    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float64]],
-    encoder: FeatureEncoder,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.uint8]]:
-    """Return the corrected, uncalibrated scores and labels between training and validation: 9 bytes a row."""
-    scores, labels = [np.empty(0)], [np.empty(0, dtype=np.uint8)]
-    for frame in _span(context, task, scope, split.calibrate_from, split.validate_from):
-        scores.append(predict(encoder.transform(to_arrow(frame))))
-        labels.append(frame["label"].to_numpy().astype(np.uint8))
-    return np.concatenate(scores), np.concatenate(labels)
-
-
-# --- rows -----------------------------------------------------------------------------------------------------------
-
-
-def feature_columns(spec: PipelineSpec) -> tuple[str, ...]:
-    """Return the columns of prepared that a model of this pipeline reads."""
-    return spec.features.names()
-
-
-def model_columns(spec: PipelineSpec) -> tuple[list[str], list[str]]:
-    """Return the numeric (windows included) and the categorical columns."""
-    return [*spec.features.numeric, *spec.features.window_names()], list(spec.features.categorical)
-
-
-def _span(
-    context: ChildContext, task: Task, scope: Scope, low: datetime | None, high: datetime
-) -> Iterator[pl.DataFrame]:
-    """Yield labelled prepared rows of a span of event time, as they were when the training was planned."""
-    spec, workspace = context.spec, context.workspace
-    prepared = prepared_table(workspace, spec.feature_set)
-    n = int(task.inputs["prepared_n"])
-    schema = prepared.schema()
-    if schema is None:
-        return
-    labels = LabelView(
-        chunks=label_events_table(workspace, spec.feature_set).chunks(newest_n=n),
-        known_by=parse_time(task.inputs["split"]["cutoff"]),
-        absent=spec.labels.absent,
-        delay=spec.labels.delay,
-    )
-    yield from labelled_rows(
-        prepared.chunks(newest_n=n),
-        labels,
-        columns=feature_columns(spec),
-        schema=schema,
-        low=low,
-        high=high,
-        batch_bytes=scope.governor.batch_bytes,
-    )

@@ -81,6 +81,17 @@ def test_a_module_that_fails_on_import_is_told_from_one_that_is_missing(tmp_path
         load_transform("syntax:f", directory=tmp_path)
 
 
+def test_a_module_that_ends_the_process_on_import_ends_nothing(tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(SpecError, match=r"'script' fails on import: SystemExit: 0 \(script.py:2\)"):
+        load_transform("script:f", directory=tmp_path)
+
+
+def test_want_of_memory_is_the_budgets_and_not_an_error_of_the_transform(tmp_path):
+    with pytest.raises(MemoryError):
+        written(tmp_path, "raise MemoryError")(ROWS)
+
+
 def test_two_directories_may_each_have_a_module_of_one_name_and_import_their_neighbours(tmp_path):
     before = list(sys.path)
     for number in (1, 2):

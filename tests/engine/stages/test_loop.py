@@ -22,9 +22,10 @@ from engine.stages.monitor import MonitorStage, last_record, realised
 from engine.stages.prepare import PrepareStage
 from engine.stages.promote import PromoteStage, previous_champion
 from engine.stages.score import ScoreStage
-from engine.stages.train import TrainStage, decide
+from engine.stages.train import TrainStage
 from engine.stages.validate import ValidateStage
 from engine.status import status
+from engine.training.due import decide
 from engine.units import parse_time
 from tests.world import FEBRUARY, MARCH, World, copy_world
 

@@ -18,7 +18,8 @@ from engine.memory.projection import Projection
 from engine.sources import settling
 from engine.sources.reading import COPIES
 from engine.stage import StageContext
-from engine.stages import compact, extract, monitor, score, train, validate
+from engine.stages import compact, extract, monitor, score, validate
+from engine.training import footprints as training
 from tests.shop import Shop
 
 MIB = 2**20
@@ -126,10 +127,10 @@ def test_reading_labelled_rows() -> None:
 
 
 def test_training(context: StageContext) -> None:
-    _check(train._project_cache(context), LABELLED + COLUMNS * MIB + 2 * COUNTED_CATEGORY_BYTES)
+    _check(training.project_cache(context), LABELLED + COLUMNS * MIB + 2 * COUNTED_CATEGORY_BYTES)
     mine = learner(context.spec.learner.kind)
     terms = mine.project(ROWS, features=COLUMNS, parameters=context.spec.learner.parameters)
-    fit = train._project_fit(context, ROWS)
+    fit = training.project_fit(context, ROWS)
     _check(fit, sum(terms.values()) + 6 * BATCH + 100_000 * 120)
     assert (fit.rows, fit.row_term) == (ROWS, "rows")
 
@@ -138,12 +139,12 @@ def test_training(context: StageContext) -> None:
 def test_training_names_a_budget_in_which_the_positives_fit(context: StageContext, mebibytes: int) -> None:
     def rate(budget: Budget) -> float:
         mine = dataclasses.replace(context, budget=budget)
-        return train._sampling_rate(
+        return training.sampling_rate(
             mine.spec,
             rows=10_000_019,
             positives=4_000_037,
             features=COLUMNS,
-            available_bytes=train._available_bytes(mine),
+            available_bytes=training.fit_bytes(mine),
             row_share=1.0,
             budget=budget,
         )

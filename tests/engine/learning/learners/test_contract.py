@@ -119,7 +119,9 @@ def test_saved_and_loaded_is_the_same_model(kind, cache, tmp_path):
 
 
 def test_no_pickle_is_written(kind, cache, tmp_path):
-    for name, content in _bytes(_fit(kind, cache), tmp_path / "model").items():
+    files = _bytes(_fit(kind, cache), tmp_path / "model")
+    assert files
+    for name, content in files.items():
         assert not content.startswith(b"\x80"), name
 
 

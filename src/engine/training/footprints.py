@@ -1,0 +1,114 @@
+"""What a training takes, and the sampling rate that a budget buys.
+
+What each learner takes it says itself (``learning/learners/``); what learned rows are is ``learning/sampling.py``.
+"""
+
+from __future__ import annotations
+
+from engine.errors import PlanRefused
+from engine.features.encoders import COUNTED_CATEGORY_BYTES
+from engine.features.labelled import labelled_terms
+from engine.learning.learners import learner
+from engine.learning.sampling import sampling_rate_for
+from engine.memory.budget import BUDGET_BATCHES, Budget
+from engine.memory.projection import Projection
+from engine.spec import PipelineSpec
+from engine.stage import StageContext
+
+_COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
+_SPAN_LABEL_BYTES = 100_000 * 120
+_FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
+
+
+def sampling_rate(
+    spec: PipelineSpec,
+    *,
+    rows: int,
+    positives: int,
+    features: int,
+    available_bytes: int,
+    row_share: float,
+    budget: Budget,
+) -> float:
+    """Return the pipeline's sampling rate, or the one that the budget buys.
+
+    Raises
+    ------
+    PlanRefused
+        The positives and as many negatives do not fit; names the smallest budget that would do.
+    """
+    if spec.learner.sampling_rate is not None:
+        return spec.learner.sampling_rate
+    terms = learner(spec.learner.kind).project(rows, features=features, parameters=spec.learner.parameters)
+    if not rows or not terms["rows"]:
+        return 1.0
+    available = available_bytes - sum(size for term, size in terms.items() if term != "rows")
+    row_bytes = row_share * terms["rows"] / rows
+    try:
+        return sampling_rate_for(
+            rows=rows, positives=positives, available_bytes=max(0, available), bytes_per_row=row_bytes
+        )
+    except PlanRefused as error:
+        # Of each further byte the learner gets a share, after what larger batches take of it.
+        short = int(error.details["projected_bytes"]) - available
+        more = short / _FREE_SHARE / (1 - _COPIES / BUDGET_BATCHES)
+        enough = -(-int(budget.allowed_bytes + more) // 2**20)
+        raise PlanRefused(
+            error.message,
+            hint=f"set resources.memory to at least {enough}MiB, or run with --memory {enough}MiB; or shorten "
+            "split.history, or use learner.kind sgd: constant memory",
+            details={**error.details, "smallest_budget_bytes": enough * 2**20},
+        ) from None
+
+
+def fit_bytes(context: StageContext) -> int:
+    """Return what the budget leaves for the rows of a fit and all that its learner adds."""
+    free = (
+        context.budget.allowed_bytes
+        - context.learned.reserved_bytes("train.fit")
+        - sum(_shared_terms(context).values())
+    )
+    return int(free * _FREE_SHARE)
+
+
+def _shared_terms(context: StageContext) -> dict[str, int]:
+    return {
+        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "labels of one span": _SPAN_LABEL_BYTES,
+    }
+
+
+def project_cache(context: StageContext) -> Projection:
+    """Return what making the training cache takes."""
+    terms = {
+        **labelled_terms(context.budget.batch_bytes),
+        "encoders and drift reference": len(context.spec.features.names()) * 2**20,
+        "categories while they are counted": len(context.spec.features.categorical) * COUNTED_CATEGORY_BYTES,
+    }
+    return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)
+
+
+def project_fit(context: StageContext, rows: int) -> Projection:
+    """Return what fitting on so many rows takes."""
+    mine = learner(context.spec.learner.kind)
+    terms = mine.project(rows, features=len(context.spec.features.names()), parameters=context.spec.learner.parameters)
+    first = terms["rows"] / rows if rows else 0.0
+    terms = {**_shared_terms(context), **terms, "rows": int(rows * fit_share(context) * first)}
+    return Projection(
+        stage="train.fit",
+        reserved_bytes=context.learned.reserved_bytes("train.fit"),
+        terms=terms,
+        rows=rows,
+        row_term="rows" if first else "",
+        table=context.spec.pipeline,
+        base_row_bytes=first,
+    )
+
+
+def fit_share(context: StageContext) -> float:
+    """Return what a row takes in a fit in relation to what its learner projects: more where that was measured.
+
+    Never less, so that the sampling rate, and with it the model, follows from the data and the budget alone as long as
+    the projection holds.
+    """
+    return max(1.0, context.learned.row_bytes("train.fit", context.spec.pipeline, base=1.0, copies=1.0))
