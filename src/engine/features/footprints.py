@@ -14,7 +14,7 @@ from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
 from engine.features.tiers import TIER_KEY_BYTES
-from engine.features.windows import segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 

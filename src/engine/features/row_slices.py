@@ -22,10 +22,12 @@ from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
 from engine.batching.tables import chunk_prefix
 from engine.features.keys import sort_keys
+from engine.features.open_windows import OpenWindow
 from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
 from engine.features.segments import SegmentRef, read_times
 from engine.features.transform import load_transform
-from engine.features.windows import OpenWindow, WindowReader, segment_plans
+from engine.features.window_plans import segment_plans
+from engine.features.windows import WindowReader
 from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
 from engine.memory.governor import keep_freed
 from engine.memory.scope import Scope

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from engine.features.keys import SortedKeys, sort_keys
 from engine.features.segments import SegmentRef, build_segment, read_times
-from engine.features.windows import SegmentPlan
+from engine.features.window_plans import SegmentPlan
 
 SEGMENT_ROWS = 1_000_000
 """At most so many rows in a segment: they are held while it is built."""
