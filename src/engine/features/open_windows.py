@@ -5,8 +5,11 @@ Opening one is in ``windows.py``, the search in ``window_search.py``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ from engine.features.keys import SortedKeys
 from engine.features.window_plans import BLOCK_ROWS
 from engine.features.window_search import NEVER, Answer, WindowSearch
 from engine.spec import WindowSpec
+
+_WHOLE = ("count", "distinct")  # whole numbers, never null
 
 
 @dataclass(frozen=True)
@@ -34,28 +39,43 @@ class OpenWindow:
     def features(self) -> dict[str, pa.Array]:
         """Return the features as ``WindowReader.compute`` does: its second part, on all threads."""
         search, names = self.search, self.window.names()
-        out = {name: _Column(len(self.stamps), whole=statistic == "count") for _, statistic, name in names}
+        out = {name: _Column(len(self.stamps), whole=statistic in _WHOLE) for _, statistic, name in names}
         if search is None:
             return {name: column.array() for name, column in out.items()}
         ties = _first_at_instant(self.batch, self.near)
+
+        inside: dict[timedelta, npt.NDArray[np.int64]] = {}
 
         def one(start: int) -> None:
             at = self.batch.order[start : start + BLOCK_ROWS].astype(np.int64)
             end = start + len(at)
             first = np.arange(start, end) if ties is None else ties[start:end]
-            answers = search.run(self.batch.codes(start, end), self.near[at], first)
+            distinct = {length: counted[start:end] for length, counted in inside.items()}
+            answers = search.run(self.batch.codes(start, end), self.near[at], first, inside=distinct)
             values = None if self.own is None else self.own.take(pa.array(at))
             for length, statistic, name in names:
                 out[name].put(at, _result(statistic, answers[length], self.stamps, at, values))
 
-        starts = range(0, len(self.stamps), BLOCK_ROWS)
-        if self.threads > 1 and len(starts) > 1:
-            with ThreadPoolExecutor(self.threads, thread_name_prefix="headrace-search") as pool:
-                list(pool.map(one, starts))
-        else:
-            for start in starts:
-                one(start)
+        with self._blocks() as each:
+            if search.inside_distinct is not None:
+                inside |= search.inside_distinct.counts(self.near, each=each, rows=BLOCK_ROWS)
+            each(one)
         return {name: column.array() for name, column in out.items()}
+
+    @contextmanager
+    def _blocks(self) -> Iterator[Callable[[Callable[[int], None]], None]]:
+        """Yield what calls a function with the first row of each block, on all threads."""
+        starts = range(0, len(self.stamps), BLOCK_ROWS)
+        threads = min(self.threads, len(starts))
+        with (
+            ThreadPoolExecutor(threads, thread_name_prefix="headrace-search") if threads > 1 else nullcontext() as pool
+        ):
+
+            def each(one: Callable[[int], None]) -> None:
+                for _ in map(one, starts) if pool is None else pool.map(one, starts):
+                    pass  # and raise what was raised
+
+            yield each
 
 
 class _Column:
@@ -99,6 +119,10 @@ def _result(
     """Return the values of a statistic, and which of them are null (None: none)."""
     if statistic == "count":
         return answer.count, None
+    if statistic == "distinct":
+        if answer.distinct is None:
+            raise ValueError("distinct values were not asked for")
+        return answer.distinct, None
     if statistic == "since":
         if answer.last is None:
             raise ValueError("the last times were not asked for")

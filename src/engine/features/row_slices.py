@@ -64,6 +64,7 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     )
     prepared = prepared_table(workspace, spec.feature_set)
     plans = segment_plans(spec.features, over="events")
+    of_events = {keys: reader for (over, keys), reader in readers.items() if over == "events"}
 
     keep_freed(scope.budget.allowed_bytes // _KEPT)
     syncing: list[Future[None]] = []
@@ -73,12 +74,13 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, low, high)]
         rows = newest_rows(mine, schema, spec, span=(low, high), scope=scope)
         prefix = f"{spec.feature_set}/events-{n:08d}-{number:04d}"
-        names = dict.fromkeys([spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures))])
+        names = dict.fromkeys(
+            [spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures, *plan.distinct))]
+        )
         narrow = rows.columns(list(names)) if plans else rows.table
-        built = build_segments(narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix)
-        for (over, keys), reader in readers.items():
-            if over == "events":
-                reader.extend([ref for ref in built.refs if ref.keys == keys])
+        built = build_segments(
+            narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix, readers=of_events
+        )
         syncing.append(disk.submit(sync_files, [workspace.segments / ref.path for ref in built.refs]))
         if spec.features.transform is not None:  # it may change what a key is
             return _Gathered(rows, built, {}, None)
@@ -130,7 +132,9 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
 
 
 def tier_keys(rows: int) -> int:
-    """Return how many keys a tier may be made of where spans have so many rows: then a span's segment takes more."""
+    """Return how many keys, or pairs of a key and a value, a tier may be made of where spans have so many rows: then a
+    span's segment takes more.
+    """
     return rows // 2
 
 

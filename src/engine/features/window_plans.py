@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal
 
 from engine.features.extremes import Which
 from engine.spec import FeaturesSpec, WindowSpec
+from engine.units import microseconds
 
 LABEL_MEASURE = "value"
 """The measured column of label events."""
@@ -22,6 +24,8 @@ BLOCK_ROWS = 16_384
 """Searched at once: what is held of them stays in the processor's cache."""
 
 _EXTREMES: tuple[Which, ...] = ("min", "max")
+_COUNTING_BYTES = 128  # of a row, while its distinct values are counted in one segment
+_LONGEST = 2**61  # microseconds; a longer window is as long as all time
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,15 @@ class SegmentPlan:
     extremes: Mapping[str, tuple[Which, ...]] = field(
         default_factory=dict
     )  # by measure, where min or max is asked of it
+    distinct: Mapping[str, int] = field(
+        default_factory=dict
+    )  # by column whose distinct values are counted: the longest of their windows, in microseconds
 
 
 def segment_plans(features: FeaturesSpec, *, over: Literal["events", "labels"]) -> tuple[SegmentPlan, ...]:
     """Return one plan for each key of the windows over events, or over labels, in the file's order."""
     asked: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    counted: dict[tuple[str, ...], dict[str, int]] = {}
     for window in features.windows:
         if window.over != over:
             continue
@@ -46,12 +54,17 @@ def segment_plans(features: FeaturesSpec, *, over: Literal["events", "labels"]) 
         name = measure_of(window)
         if name is not None:
             mine.setdefault(name, set()).update(window.statistics)
+        column, longest = distinct_of(window), max(map(length_of, window.lengths))
+        if column is not None:
+            reaches = counted.setdefault(window.keys, {})
+            reaches[column] = max(longest, reaches.get(column, 0))
     return tuple(
         SegmentPlan(
             keys,
             tuple(mine),
             tuple(name for name, statistics in mine.items() if "std" in statistics),
             {name: extremes_of(statistics) for name, statistics in mine.items() if extremes_of(statistics)},
+            counted.get(keys, {}),
         )
         for keys, mine in asked.items()
     )
@@ -62,6 +75,16 @@ def measure_of(window: WindowSpec) -> str | None:
     if not SUMMED & set(window.statistics) and not extremes_of(window.statistics):
         return None
     return LABEL_MEASURE if window.over == "labels" else window.column
+
+
+def distinct_of(window: WindowSpec) -> str | None:
+    """Return the column whose distinct values a window counts, or None where it counts none."""
+    return window.column if "distinct" in window.statistics else None
+
+
+def length_of(length: timedelta) -> int:
+    """Return a window's length in microseconds, or of one that is longer, that of all time."""
+    return min(microseconds(length), _LONGEST)
 
 
 def extremes_of(statistics: Collection[str]) -> tuple[Which, ...]:
@@ -76,7 +99,8 @@ def window_bytes_per_row(window: WindowSpec) -> int:
     """
     lengths, statistics = len(window.lengths), len(window.names())
     extremes = 9 * len(extremes_of(window.statistics))
-    return 32 + 2 * lengths * (16 + _level_bytes(window) + extremes) + extremes + 9 * statistics
+    distinct = 0 if distinct_of(window) is None else 8 * lengths
+    return 32 + distinct + 2 * lengths * (16 + _level_bytes(window) + extremes) + extremes + 9 * statistics
 
 
 def window_block_bytes(window: WindowSpec, *, rows: int, threads: int) -> int:
@@ -84,7 +108,8 @@ def window_block_bytes(window: WindowSpec, *, rows: int, threads: int) -> int:
     lengths = len(window.lengths)
     levels = _level_bytes(window)
     held = 8 + (32 + levels if levels else 0) + 9 * len(extremes_of(window.statistics))
-    return min(rows, threads * BLOCK_ROWS) * (160 + lengths * held + 24 * 16)
+    counting = 0 if distinct_of(window) is None else _COUNTING_BYTES
+    return min(rows, threads * BLOCK_ROWS) * (160 + lengths * held + 24 * 16 + counting)
 
 
 def _level_bytes(window: WindowSpec) -> int:

@@ -2,7 +2,8 @@
 
 A window spans ``(t - gap - length, t - gap]``; with gap 0 ``(t - length, t)``, so that rows at the same instant do not
 see one another unless that is asked for. What windows ask of segments is in ``window_plans.py``, building these in
-``segments.py``; precision in ``prefix_sums.py``, smallest and largest values in ``extremes.py``.
+``segments.py``; precision in ``prefix_sums.py``, smallest and largest values in ``extremes.py``, distinct ones in
+``distinct.py``.
 """
 
 from __future__ import annotations
@@ -21,12 +22,10 @@ from engine.features.keys import SortedKeys, key_table, sort_keys
 from engine.features.open_windows import OpenWindow
 from engine.features.segments import Segment, SegmentRef, open_segment, read_times
 from engine.features.tiers import Tiers
-from engine.features.window_plans import SUMMED, extremes_of, measure_of
+from engine.features.window_plans import SUMMED, distinct_of, extremes_of, length_of, measure_of
 from engine.features.window_search import WindowSearch, plan_search
 from engine.spec import WindowSpec
-from engine.units import microseconds, parse_time
-
-_LONGEST = 2**61  # microseconds; a longer window is as long as all time
+from engine.units import parse_time
 
 
 class WindowReader:
@@ -72,6 +71,15 @@ class WindowReader:
         with self._lock:
             self._refs += segments
 
+    def before(self, time: int, *, reach: int) -> list[Segment]:
+        """Return the segments that end within ``reach`` microseconds before ``time``, or at it, the latest first."""
+        with self._lock:
+            found = [
+                number for number, ref in enumerate(self._refs) if ref.rows and time - reach < ref.time_max <= time
+            ]
+            found.sort(key=lambda number: (self._refs[number].time_max, self._refs[number].time_min), reverse=True)
+            return [self._segment(number) for number in found]
+
     def compute(
         self,
         rows: pa.Table,
@@ -101,6 +109,7 @@ class WindowReader:
             std float64: of the sample (n - 1); null with fewer than two present values.
             ratio float64: the row's own value over the mean; null where either is, and where the mean is 0.
             min, max float64: of the present values, compared exactly and rounded once; null where there are none.
+            distinct int64: how many different values are present; 0 where there are none.
             since float64: seconds from the last row in the longest window to the row's time; null where there is none.
             NaN in a window makes all of its column NaN; an infinity makes sum and mean infinite and std NaN, and is a
             value like others to min and max. Floats beyond 2**970 count as infinite in sums; those beyond 2**485 make
@@ -111,7 +120,7 @@ class WindowReader:
         SourceError
             A row has no time.
         SchemaMismatch
-            A segment lacks the measure or its extremes, or its keys are of another type.
+            A segment lacks the measure, its extremes or its distinct values, or its keys are of another type.
         TableError
             A segment is missing or damaged.
         """
@@ -142,7 +151,7 @@ class WindowReader:
             The segment, one of the reader's, that was built of these rows in that order, where there is one.
         """
         stamps = read_times(rows.column(time), name=time)
-        near = stamps - min(microseconds(gap), _LONGEST)
+        near = stamps - length_of(gap)
         batch = sort_keys(rows, keys, stamps) if in_order is None else in_order
         values = _own_values(rows, window) if "ratio" in window.statistics else None
         search = self._search(near, batch, keys=tuple(keys), window=window, gap=gap, own=own) if len(stamps) else None
@@ -159,13 +168,13 @@ class WindowReader:
         own: SegmentRef | None,
     ) -> WindowSearch:
         closed = gap > timedelta(0) or window.same_instant
-        spans = {length: min(microseconds(length), _LONGEST) for length in sorted(set(window.lengths))}
+        spans = {length: length_of(length) for length in sorted(set(window.lengths))}
         ends = near if (near[1:] >= near[:-1]).all() else np.sort(near)
         with self._lock:
             if any(ref.keys != keys for ref in self._refs):
                 raise ValueError(f"there are segments of other keys than {keys}")
             plan = plan_search(self._refs, near=ends, spans=spans, closed=closed)
-            inside = {length: self._covered(numbers) for length, numbers in plan.inside.items()}
+            inside = {length: self._covered(numbers, window) for length, numbers in plan.inside.items()}
             parts = {number: self._segment(number) for number in plan.parts}
         return WindowSearch(
             plan,
@@ -181,6 +190,7 @@ class WindowReader:
             squares="std" in window.statistics,
             extremes=extremes_of(window.statistics),
             last="since" in window.statistics,
+            distinct=distinct_of(window),
         )
 
     def lookup(
@@ -207,9 +217,11 @@ class WindowReader:
         found = self.compute(rows, keys=names, time=column, window=window, gap=gap)
         return {name: values[0].as_py() for name, values in found.items()}
 
-    def _covered(self, numbers: Sequence[int]) -> list[Segment]:
+    def _covered(self, numbers: Sequence[int], window: WindowSpec) -> list[Segment]:
         """Return what together holds the rows of these segments."""
-        return [self._segment(number) for number in numbers] if self._tiers is None else self._tiers.cover(numbers)
+        if self._tiers is None:
+            return [self._segment(number) for number in numbers]
+        return self._tiers.cover(numbers, distinct=distinct_of(window))
 
     def _segment(self, number: int) -> Segment:
         if number not in self._open:
