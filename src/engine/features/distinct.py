@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.features.keys import SortedKeys
+from engine.features.keys import SortedKeys, distinct_numbers
 from engine.features.pair_times import PairTimes
 from engine.features.wavelet import build_wavelet, count_below
 
@@ -50,7 +50,7 @@ def build_distinct(
     """
     count, begins = len(order), rows.starts[:-1]
     without = rows.columns[-1].codes == 0
-    earlier = np.unique(pairs.before[~without])
+    earlier = distinct_numbers(pairs.before[~without])
     place = np.empty(count, dtype=np.int64)
     place[order] = np.arange(count)
     here = place[rows.order]
@@ -107,7 +107,7 @@ def build_firsts(pairs: PairTimes, *, keys: int) -> dict[str, npt.NDArray[Any]]:
     """
     key, value = pairs.key_and_value()
     some = value != 0
-    earlier = np.unique(pairs.before[some])
+    earlier = distinct_numbers(pairs.before[some])
     stride = len(earlier) + 1
     firsts = key[some] * stride + np.searchsorted(earlier, pairs.before[some])
     firsts.sort()
