@@ -27,6 +27,7 @@ from engine.spec import FeaturesSpec, WindowSpec
 START = datetime(2024, 3, 30, tzinfo=UTC)
 STAMP = pa.timestamp("us", tz="UTC")
 KEYS = ("a", "b")
+OTHERS = ("count", "sum", "mean", "std", "min", "max", "since")
 Row = tuple[str | None, int | None, int, Any]  # two keys, seconds, value
 
 VALUES: dict[str, tuple[pa.DataType, list[Any]]] = {
@@ -93,6 +94,31 @@ def _expected(rows: Sequence[Row], row: Row, window: WindowSpec, gap: int) -> di
         values = {"nan" if value != value else value for value in mine if value is not None}
         out[name] = len(mine) if statistic == "count" else len(values)
     return out
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_other_statistics_of_a_window_are_to_the_bit_what_they_are_without(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    of, values = VALUES[data.draw(st.sampled_from(["float", "integer", "decimal", "boolean"]))]
+    row = st.tuples(st.sampled_from(["x", None]), st.just(1), st.integers(0, 30), st.sampled_from(values))
+    rows = sorted(data.draw(st.lists(row, max_size=40)), key=lambda each: each[2])
+    spans = _cut(rows, data.draw(st.lists(st.integers(0, 40), max_size=9)))
+    plain, full = _window(statistics=OTHERS), _window(statistics=("distinct", *OTHERS))
+    root, scratch = tmp_path_factory.mktemp("segments"), tmp_path_factory.mktemp("tiers")
+    reader = _reader(spans, of, root, [plain, full], scratch=scratch)
+    for batch in [*spans, *spans, rows]:
+        without, found = (
+            reader.compute(_table(batch, of), keys=KEYS, time="at", window=window, gap=timedelta(0))
+            for window in (plain, full)
+        )
+        counted = [name for _, statistic, name in full.names() if statistic == "distinct"]
+        for at, one in enumerate(batch):
+            wanted = _expected(rows, one, full, 0)
+            assert [found[name][at].as_py() for name in counted] == [wanted[name] for name in counted]
+        for name, values_of in without.items():
+            assert list(map(repr, values_of.to_pylist())) == list(map(repr, found[name].to_pylist())), name
 
 
 @st.composite
