@@ -30,7 +30,7 @@ _FORMAT = 3
 _FACTS = b"headrace.segment"
 _MOST_ROWS = 2**31 - 1  # counts are int32
 _WIDEST = 2**62
-_PAIRING_BYTES = 128  # of a row, while pairs of its key and a value are looked for in earlier segments
+_PAIRING_BYTES = 192  # of a row, while pairs of its key and a value are looked for in earlier segments
 
 
 @dataclass(frozen=True)
