@@ -34,7 +34,8 @@ class WindowReader:
     Parameters
     ----------
     segments
-        In any order; they hold each row once. How rows are spread over them changes no bit of a result.
+        In any order; they hold each row once. How rows are spread over them changes no bit of a result. Those that
+        count distinct values follow one another in time, and were built in that order.
     root
         Directory that the refs' paths are relative to.
     threads
@@ -111,9 +112,9 @@ class WindowReader:
             min, max float64: of the present values, compared exactly and rounded once; null where there are none.
             distinct int64: how many different values are present; 0 where there are none.
             since float64: seconds from the last row in the longest window to the row's time; null where there is none.
-            NaN in a window makes all of its column NaN; an infinity makes sum and mean infinite and std NaN, and is a
-            value like others to min and max. Floats beyond 2**970 count as infinite in sums; those beyond 2**485 make
-            std NaN.
+            NaN in a window makes all of its column NaN; to distinct it is one value. An infinity makes sum and mean
+            infinite and std NaN, and is a value like others to min and max. Floats beyond 2**970 count as infinite in
+            sums; those beyond 2**485 make std NaN.
 
         Raises
         ------
