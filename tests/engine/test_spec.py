@@ -61,9 +61,9 @@ def test_time_since_the_last_event_has_one_feature_for_the_longest_length():
 @given(
     st.lists(st.integers(1, 5_000).map(lambda minutes: f"{minutes}m"), min_size=1, max_size=4, unique=True),
     st.lists(
-        st.sampled_from(["count", "sum", "mean", "std", "rate", "since", "min", "max"]),
+        st.sampled_from(["count", "sum", "mean", "std", "rate", "since", "min", "max", "distinct"]),
         min_size=1,
-        max_size=8,
+        max_size=9,
         unique=True,
     ),
 )

@@ -13,8 +13,8 @@ from engine.features.row_slices import search_rows, tier_keys
 from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
-from engine.features.tiers import TIER_KEY_BYTES
-from engine.features.windows import segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.tiers import TIER_KEY_BYTES, TIER_PAIR_BYTES
+from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 
@@ -87,20 +87,23 @@ def project_windows(context: StageContext, rows: int, row_bytes: float) -> Proje
     features, table = context.spec.features, context.spec.feature_set
     columns, windows = len(features.names()), features.windows
     held = context.learned.row_bytes("prepare.windows", table, base=row_bytes, copies=_WINDOWED_COPIES)
+    plans = segment_plans(features, over="events")
     building = [
         segment_build_bytes_per_row(
             len(plan.keys),
             len(plan.measures),
             squares=len(plan.squares),
             extremes=sum(map(len, plan.extremes.values())),
+            distinct=len(plan.distinct),
         )
-        for plan in segment_plans(features, over="events")
+        for plan in plans
     ]
+    counted = max((len(plan.distinct) for plan in plans), default=0)
     blocks = [window_block_bytes(window, rows=rows, threads=context.budget.threads) for window in windows]
     terms = {
         _SPANS: int(rows * held),
         _BUILDING: min(rows, SEGMENT_ROWS) * max(building, default=0),
-        _TIER: tier_keys(rows) * TIER_KEY_BYTES,
+        _TIER: tier_keys(rows) * (TIER_KEY_BYTES + TIER_PAIR_BYTES * counted),
         _RESULTS: rows * (16 * columns + max((window_bytes_per_row(window) for window in windows), default=0)),
         "blocks being searched": max(blocks, default=0),
         "batches in flight": 2 * context.budget.batch_bytes,

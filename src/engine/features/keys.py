@@ -215,7 +215,7 @@ def merged_columns(dictionaries: Sequence[KeyDictionary]) -> tuple[KeyColumn, ..
             )
         held = [column.values for column in same if len(column.values)] or [same[0].values]
         if held[0].type == pa.int64():
-            values = pa.array(_distinct(np.concatenate([array.to_numpy() for array in held])))
+            values = pa.array(distinct_numbers(np.concatenate([array.to_numpy() for array in held])))
         else:
             values = pc.unique(pa.concat_arrays(held))
             values = values.take(pc.sort_indices(values))
@@ -228,7 +228,7 @@ def merged_columns(dictionaries: Sequence[KeyDictionary]) -> tuple[KeyColumn, ..
     return tuple(KeyColumn(c.name, c.kind, c.values, c.codes[at]) for c in columns)
 
 
-def _distinct(numbers: Codes) -> Codes:
+def distinct_numbers(numbers: Codes) -> Codes:
     """Return distinct numbers, sorted; ``np.unique`` of 2.4 fills a hash table, which takes fifty times as long."""
     ordered = np.sort(numbers)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered

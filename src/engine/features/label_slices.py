@@ -17,7 +17,7 @@ from engine.batching.atomic import sync_files
 from engine.batching.tables import chunk_prefix
 from engine.features.label_events import join_labels, label_event_schema
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
-from engine.features.windows import segment_plans
+from engine.features.window_plans import segment_plans
 from engine.layout import label_events_table
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, to_json

@@ -22,10 +22,12 @@ from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
 from engine.batching.tables import chunk_prefix
 from engine.features.keys import sort_keys
+from engine.features.open_windows import OpenWindow
 from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
 from engine.features.segments import SegmentRef, read_times
 from engine.features.transform import load_transform
-from engine.features.windows import OpenWindow, WindowReader, segment_plans
+from engine.features.window_plans import segment_plans
+from engine.features.windows import WindowReader
 from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
 from engine.memory.governor import keep_freed
 from engine.memory.scope import Scope
@@ -62,6 +64,7 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
     )
     prepared = prepared_table(workspace, spec.feature_set)
     plans = segment_plans(spec.features, over="events")
+    of_events = {keys: reader for (over, keys), reader in readers.items() if over == "events"}
 
     keep_freed(scope.budget.allowed_bytes // _KEPT)
     syncing: list[Future[None]] = []
@@ -71,12 +74,13 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, low, high)]
         rows = newest_rows(mine, schema, spec, span=(low, high), scope=scope)
         prefix = f"{spec.feature_set}/events-{n:08d}-{number:04d}"
-        names = dict.fromkeys([spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures))])
+        names = dict.fromkeys(
+            [spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures, *plan.distinct))]
+        )
         narrow = rows.columns(list(names)) if plans else rows.table
-        built = build_segments(narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix)
-        for (over, keys), reader in readers.items():
-            if over == "events":
-                reader.extend([ref for ref in built.refs if ref.keys == keys])
+        built = build_segments(
+            narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix, readers=of_events
+        )
         syncing.append(disk.submit(sync_files, [workspace.segments / ref.path for ref in built.refs]))
         if spec.features.transform is not None:  # it may change what a key is
             return _Gathered(rows, built, {}, None)
@@ -128,7 +132,9 @@ def run_spans(task: Task, scope: Scope) -> TaskResult:
 
 
 def tier_keys(rows: int) -> int:
-    """Return how many keys a tier may be made of where spans have so many rows: then a span's segment takes more."""
+    """Return how many keys, or pairs of a key and a value, a tier may be made of where spans have so many rows: then a
+    span's segment takes more.
+    """
     return rows // 2
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from engine.features.distinct_columns import Before
+from engine.features.distinct_search import distinct_column
 from engine.features.keys import SortedKeys, sort_keys
 from engine.features.segments import SegmentRef, build_segment, read_times
-from engine.features.windows import SegmentPlan
+from engine.features.window_plans import SegmentPlan
+from engine.features.windows import WindowReader
 
 SEGMENT_ROWS = 1_000_000
 """At most so many rows in a segment: they are held while it is built."""
@@ -33,7 +36,13 @@ class BuiltSegments:
 
 
 def build_segments(
-    rows: pa.Table, *, plans: Sequence[SegmentPlan], time: str, root: Path, prefix: str
+    rows: pa.Table,
+    *,
+    plans: Sequence[SegmentPlan],
+    time: str,
+    root: Path,
+    prefix: str,
+    readers: Mapping[tuple[str, ...], WindowReader] | None = None,
 ) -> BuiltSegments:
     """Write the segments of some rows; the caller syncs their files.
 
@@ -43,13 +52,18 @@ def build_segments(
         With the columns of all plans, and ``time``.
     root, prefix
         Directory of segments, and how the paths under it begin.
+    readers
+        By key: they learn of each segment as it is built. Where distinct values are counted they have to have all
+        segments of earlier rows in reach, and the rows to be in order of time.
     """
     refs, in_order = [], {}
     for index, plan in enumerate(plans):
-        columns = list(dict.fromkeys([*plan.keys, time, *plan.measures]))
+        reader = (readers or {}).get(plan.keys)
+        columns = list(dict.fromkeys([*plan.keys, time, *plan.measures, *plan.distinct]))
         for part, start in enumerate(range(0, rows.num_rows, SEGMENT_ROWS)):
             piece = rows.select(columns).slice(start, SEGMENT_ROWS)
-            ordered = sort_keys(piece, plan.keys, read_times(piece.column(time), name=time))
+            times = read_times(piece.column(time), name=time)
+            ordered = sort_keys(piece, plan.keys, times)
             path = root / f"{prefix}-{index}-{part}.arrow"
             ref = build_segment(
                 piece,
@@ -58,12 +72,26 @@ def build_segments(
                 measures=plan.measures,
                 squares=plan.squares,
                 extremes=plan.extremes,
+                distinct=_before(plan, reader, int(times.min())),
                 path=path,
                 root=root,
                 in_order=ordered,
                 synced=False,
             )
             refs.append(ref)
+            if reader is not None:
+                reader.extend([ref])
             if piece.num_rows == rows.num_rows:
                 in_order[plan.keys] = SortedSegment(ordered, ref)
     return BuiltSegments(refs, in_order)
+
+
+def _before(plan: SegmentPlan, reader: WindowReader | None, first: int) -> dict[str, Before]:
+    """Return, by column whose distinct values are counted, what is before a segment whose first time is ``first``."""
+    out = {}
+    for name, reach in plan.distinct.items():
+        if reader is None:
+            raise ValueError(f"distinct values of {name!r} need the segments before")
+        earlier = reader.before(first, reach=reach)
+        out[name] = Before(reach, [distinct_column(segment, name).pairs for segment in earlier])
+    return out

@@ -1,7 +1,8 @@
 """A segment: rows sorted by (key, time) with running sums of their measures, one mapped file, written once.
 
 The file is Arrow IPC: one row whose columns are lists, so that arrays of different lengths are mapped without a copy.
-Keys are in ``keys.py``, sums in ``measures.py``, what is asked of them in ``window_search.py``.
+Keys are in ``keys.py``, sums in ``measures.py``, distinct values in ``distinct_columns.py``, what is asked of them in
+``window_search.py``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from engine.batching.atomic import sync_files
 from engine.errors import SourceError, TableError
+from engine.features.distinct_columns import VALUES, Before, DistinctColumn, build_column, read_columns, stored
 from engine.features.extremes import Which
 from engine.features.keys import KeyDictionary, SortedKeys, build_dictionary, sort_keys
 from engine.features.measures import MeasureLayout, build_measure
@@ -28,6 +30,7 @@ _FORMAT = 3
 _FACTS = b"headrace.segment"
 _MOST_ROWS = 2**31 - 1  # counts are int32
 _WIDEST = 2**62
+_PAIRING_BYTES = 192  # of a row, while pairs of its key and a value are looked for in earlier segments
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ class Segment:
     bounds: npt.NDArray[np.int64]  # (keys + 1,): where each key index's rows begin
     layouts: Mapping[str, MeasureLayout]
     arrays: Mapping[str, Mapping[str, npt.NDArray[Any]]]  # by measure, by name
+    distinct: Mapping[str, DistinctColumn]  # by column, where distinct values are asked of it
     counts: npt.NDArray[np.int64] | None  # of a tier (``tiers.py``): how many rows come before each of its own
 
     def counted(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -127,6 +131,7 @@ def build_segment(
     root: Path | None = None,
     squares: Sequence[str] | None = None,
     extremes: Mapping[str, tuple[Which, ...]] | None = None,
+    distinct: Mapping[str, Before] | None = None,
     in_order: SortedKeys | None = None,
     synced: bool = True,
 ) -> SegmentRef:
@@ -149,6 +154,8 @@ def build_segment(
         Which measures a standard deviation may be asked of; default: all.
     extremes
         Which of min and max may be asked of a measure; default: none of any.
+    distinct
+        Columns whose distinct values may be counted, each with what was before; default: none.
     in_order
         The rows' keys and times as ``sort_keys`` returns them, where they are known.
     synced
@@ -159,7 +166,9 @@ def build_segment(
     SourceError
         A row has no time.
     SpecError
-        A key or measure is of a type that cannot be one.
+        A key, a measure or a column to count is of a type that cannot be one.
+    SchemaMismatch
+        A column to count is of another type in an earlier segment.
     """
     table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
     if table.num_rows > _MOST_ROWS:
@@ -176,7 +185,12 @@ def build_segment(
     clock, codes = _clock(stamps, keys=dictionary.size)
     places = np.repeat((2 * index + 1) * clock.stride, sizes)
     places += codes[order]
-    del codes, stamps
+    del codes
+    counted = {
+        name: build_column(table, name, keys=keys, times=stamps, order=order, size=dictionary.size, before=before)
+        for name, before in (distinct or {}).items()
+    }
+    del stamps
     squared, starts = measures if squares is None else squares, sorted_keys.starts[:-1]
     built = {
         name: build_measure(
@@ -198,6 +212,7 @@ def build_segment(
         bounds=bounds,
         measures=built,
         extent=extent,
+        distinct=counted,
     )
     if synced:
         sync_files([path])
@@ -214,6 +229,7 @@ def write_segment(
     bounds: npt.NDArray[np.int64],
     measures: Mapping[str, tuple[MeasureLayout, Mapping[str, npt.NDArray[Any]]]],
     extent: tuple[int, int],
+    distinct: Mapping[str, DistinctColumn],
     counts: npt.NDArray[np.int64] | None = None,
 ) -> SegmentRef:
     """Write the parts of a segment, as ``Segment`` has them, with its first and last time, and return its ref.
@@ -233,12 +249,15 @@ def write_segment(
     for name, (layout, parts) in measures.items():
         layouts[name] = dataclasses.asdict(layout)
         arrays |= {f"measure.{name}.{part}": pa.array(values) for part, values in parts.items()}
+    kinds, kept = stored(distinct)
+    arrays |= kept
     facts = {
         "format": _FORMAT,
         "rows": len(places),
         "keys": dictionary.names,
         "kinds": dictionary.kinds,
         "measures": layouts,
+        "distinct": kinds,
         "base": clock.base,
         "stride": clock.stride,
     }
@@ -269,34 +288,38 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
         with pa.memory_map(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
             metadata, columns = reader.schema.metadata, reader.get_batch(0)
         facts = json.loads(metadata[_FACTS])
-        if facts["format"] != _FORMAT or facts["rows"] != ref.rows:
-            raise OSError("it is of another format, or of other rows")
+        if facts["format"] != _FORMAT:
+            raise OSError(f"it is of format {facts['format']}, and this version reads format {_FORMAT}")
+        if facts["rows"] != ref.rows:
+            raise OSError(f"it has {facts['rows']:,} rows, not {ref.rows:,}")
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise TableError(
             f"window segment {path} cannot be read: {str(error).splitlines()[0]}",
             hint="segments are made from the tables: prepare the pipeline anew; other committed data is intact",
         ) from error
     held = {name: columns.column(name).values for name in columns.schema.names}
-    numbers = {name: array.to_numpy() for name, array in held.items() if not name.startswith("key.")}
+    numbers = {name: array.to_numpy() for name, array in held.items() if not name.startswith(("key.", VALUES))}
     measures: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for name in facts["measures"]:
         prefix = f"measure.{name}."
         measures[name] = {key.removeprefix(prefix): part for key, part in numbers.items() if key.startswith(prefix)}
     width = len(facts["keys"])
+    keys = KeyDictionary(
+        names=tuple(facts["keys"]),
+        kinds=tuple(facts["kinds"]),
+        values=tuple(held[f"key.{number}"] for number in range(width)),
+        pairs=tuple(numbers[f"pairs.{number}"] for number in range(width - 1)),
+    )
     return Segment(
         ref=ref,
-        keys=KeyDictionary(
-            names=tuple(facts["keys"]),
-            kinds=tuple(facts["kinds"]),
-            values=tuple(held[f"key.{number}"] for number in range(width)),
-            pairs=tuple(numbers[f"pairs.{number}"] for number in range(width - 1)),
-        ),
+        keys=keys,
         clock=Clock(facts["base"], facts["stride"], numbers.get("times")),
         places=numbers["places"],
         bounds=numbers["bounds"],
         counts=numbers.get("counts"),
         layouts={name: MeasureLayout.from_json(layout) for name, layout in facts["measures"].items()},
         arrays=measures,
+        distinct=read_columns(facts["distinct"], keys=keys, values=held, numbers=numbers),
     )
 
 
@@ -336,19 +359,24 @@ def _clock(stamps: npt.NDArray[np.int64], *, keys: int) -> tuple[Clock, npt.NDAr
     return Clock(0, len(times), times), rank.astype(np.int64)
 
 
-def segment_bytes_per_row(measures: int, *, squares: int = 0, extremes: int = 0) -> int:
-    """Return the bytes on disk of a segment's row, keys aside, with so many float measures, squares and extremes.
+def segment_bytes_per_row(measures: int, *, squares: int = 0, extremes: int = 0, distinct: int = 0) -> int:
+    """Return the bytes on disk of a segment's row, keys aside, with so many float measures, squares and extremes, and
+    columns whose distinct values are counted.
 
     Integers take 8 bytes where floats take 16, or 24 where they range widely; nulls add 4, and so does each of NaN and
     the infinities that occur. An extreme takes 12 where runs are short, 16 in a run of 2**20 rows; min and max of one
-    measure share 8 of that.
+    measure share 8 of that. A column that is counted takes 4, and 40 for each pair of a key and a value, of which each
+    row may have its own.
     """
-    return 8 + 8 + 24 * (measures + squares) + 16 * extremes
+    return 8 + 8 + 24 * (measures + squares) + 16 * extremes + 44 * distinct
 
 
-def segment_build_bytes_per_row(keys: int, measures: int, *, squares: int = 0, extremes: int = 0) -> int:
+def segment_build_bytes_per_row(
+    keys: int, measures: int, *, squares: int = 0, extremes: int = 0, distinct: int = 0
+) -> int:
     """Return the anonymous bytes a row at the peak of ``build_segment``, the rows themselves aside."""
-    return 40 + 16 * keys + 72 + segment_bytes_per_row(measures, squares=squares, extremes=extremes)
+    held = segment_bytes_per_row(measures, squares=squares, extremes=extremes, distinct=distinct)
+    return 40 + 16 * (keys + distinct) + 72 + held + (_PAIRING_BYTES if distinct else 0)
 
 
 def _write(path: Path, arrays: Mapping[str, pa.Array], facts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.features.distinct_columns import DistinctColumn, merged_column
 from engine.features.extremes import Extreme, Which, range_extreme
 from engine.features.keys import build_dictionary, merged_columns
 from engine.features.measures import Totals
@@ -20,6 +21,9 @@ from engine.features.segments import Clock, Segment, SegmentRef, open_segment, w
 FAN_IN = 4
 TIER_KEY_BYTES = 240
 """What making a tier takes in memory, at most, for each key of the segments that it is made of."""
+
+TIER_PAIR_BYTES = 160
+"""What each column whose distinct values are counted adds to that, at most, for each of its pairs of key and value."""
 
 _ASKED = 2  # times before a tier is worth making
 
@@ -34,7 +38,8 @@ class Tiers:
     opened
         Returns the segment of a number; segments are numbered once and for all.
     most_keys
-        Of the segments that a tier is made of, summed.
+        Of the segments that a tier is made of, summed; and how many pairs of a key and a value that are counted. A
+        tier of more pairs does without that column.
     """
 
     def __init__(self, root: Path, opened: Callable[[int], Segment], *, most_keys: int) -> None:
@@ -44,8 +49,8 @@ class Tiers:
         self._asked: Counter[tuple[int, int]] = Counter()
         self._made: dict[tuple[int, int], Segment | None] = {}
 
-    def cover(self, numbers: Collection[int]) -> list[Segment]:
-        """Return segments and tiers that together hold what these segments do."""
+    def cover(self, numbers: Collection[int], *, distinct: str | None = None) -> list[Segment]:
+        """Return segments and tiers that together hold what these segments do; all with the column ``distinct``."""
         left, out = set(numbers), []
         size = FAN_IN
         while size * FAN_IN <= len(left):
@@ -53,7 +58,8 @@ class Tiers:
         while size >= FAN_IN:
             for first in sorted({number - number % size for number in left}):
                 group = range(first, first + size)
-                if left.issuperset(group) and (tier := self._tier(first, size)) is not None:
+                tier = self._tier(first, size) if left.issuperset(group) else None
+                if tier is not None and (distinct is None or distinct in tier.distinct):
                     out.append(tier)
                     left.difference_update(group)
             size //= FAN_IN
@@ -75,11 +81,14 @@ class Tiers:
                 return None
             fits = len(few) == len(parts) and sum(part.keys.size for part in few) <= self._most_keys
             path = self._root / f"{few[0].ref.path.rsplit('/', 1)[-1]}-{first}-{size}.tier" if fits else None
-            self._made[name] = None if path is None else open_segment(build_tier(few, path=path), root=self._root)
+            self._made[name] = None if path is None else self._build(few, path)
         return self._made[name]
 
+    def _build(self, parts: Sequence[Segment], path: Path) -> Segment:
+        return open_segment(build_tier(parts, path=path, most_pairs=self._most_keys), root=self._root)
 
-def build_tier(segments: Sequence[Segment], *, path: Path) -> SegmentRef:
+
+def build_tier(segments: Sequence[Segment], *, path: Path, most_pairs: int) -> SegmentRef:
     """Write a tier of segments of the same keys and measures, and return its ref, relative to its directory."""
     columns = merged_columns([segment.keys for segment in segments])
     dictionary, _ = build_dictionary(columns)
@@ -121,7 +130,18 @@ def build_tier(segments: Sequence[Segment], *, path: Path) -> SegmentRef:
         counts=np.append(0, np.cumsum(counts)),
         measures={name: total.as_measure(extremes[name]) for name, total in totals.items()},
         extent=(low, max(segment.ref.time_max for segment in segments)),
+        distinct=_merged_columns(segments, size=size, most_pairs=most_pairs),
     )
+
+
+def _merged_columns(segments: Sequence[Segment], *, size: int, most_pairs: int) -> dict[str, DistinctColumn]:
+    """Return the columns that all segments count and whose pairs are not too many."""
+    out = {}
+    for name in segments[0].distinct:
+        parts = [segment.distinct[name] for segment in segments if name in segment.distinct]
+        if len(parts) == len(segments) and sum(part.pairs.pairs.size for part in parts) <= most_pairs:
+            out[name] = merged_column(parts, size=size)
+    return out
 
 
 def _kept(extremes: Sequence[tuple[Which, ...]]) -> list[Which]:

@@ -2,7 +2,7 @@
 row.
 
 Which segments there are, and what a window's answers become, is ``windows.py``; sums are ``measures.py``, smallest and
-largest values ``extremes.py``.
+largest values ``extremes.py``, distinct values ``distinct.py``, and ``distinct_search.py`` in segments inside windows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.errors import SchemaMismatch
+from engine.features.distinct import count_distinct
+from engine.features.distinct_search import InsideDistinct, distinct_column
 from engine.features.extremes import Extreme, Which, range_extreme
 from engine.features.keys import SortedKeys
 from engine.features.measures import MeasureLayout, Totals
@@ -34,6 +36,7 @@ class Answer:
     total: Totals | None
     last: Numbers | None
     extremes: Mapping[Which, Extreme]
+    distinct: Numbers | None = None  # of rows only: nothing of it is known by key
 
     def take(self, at: Numbers) -> Answer:
         """Return the answers at these places, to add more to."""
@@ -142,11 +145,13 @@ class WindowSearch:
     sums, squares, extremes, last
         What is asked for beside counts: sums of the measure, of its squares, its extremes, the last times of the
         longest windows.
+    distinct
+        The column whose distinct values are asked for, None: of none.
 
     Raises
     ------
     SchemaMismatch
-        A segment lacks the measure or its extremes, or its keys are of another type.
+        A segment lacks the measure, its extremes or its distinct values, or its keys are of another type.
     """
 
     def __init__(
@@ -165,8 +170,9 @@ class WindowSearch:
         squares: bool,
         extremes: Sequence[Which],
         last: bool,
+        distinct: str | None,
     ) -> None:
-        self._measure, self._closed, self._spans = measure, closed, spans
+        self._measure, self._closed, self._spans, self._distinct = measure, closed, spans, distinct
         self._longest = max(spans) if last else None
         everything = np.arange(batch.size, dtype=np.int64)
         total = None
@@ -175,7 +181,9 @@ class WindowSearch:
             layouts = [_layout(segment, measure, extremes) for segment in segments]
             total = Totals(batch.size, layouts=layouts, squares=squares) if sums else None
 
-        self._needs_starts = last or bool(extremes) or (total is not None and total.needs_starts)
+        self._needs_starts = (
+            last or bool(extremes) or distinct is not None or (total is not None and total.needs_starts)
+        )
 
         def found_in(segment: Segment) -> Numbers:
             index = segment.keys.find(batch.columns)
@@ -183,6 +191,11 @@ class WindowSearch:
                 index[unseeing] = -1
             return index
 
+        self.inside_distinct: InsideDistinct | None = None
+        if distinct is not None:
+            for segment in parts.values():
+                distinct_column(segment, distinct)
+            self.inside_distinct = InsideDistinct(distinct, inside=inside, spans=spans, batch=batch, found_in=found_in)
         self._parts = [
             _Part(
                 segment,
@@ -221,7 +234,9 @@ class WindowSearch:
                     self._add([known], part.segment, part.runs.start, part.runs.start, less=True)
             self._known[length] = known
 
-    def run(self, keys: Numbers, near: Numbers, first: Numbers) -> dict[timedelta, Answer]:
+    def run(
+        self, keys: Numbers, near: Numbers, first: Numbers, *, inside: Mapping[timedelta, Numbers]
+    ) -> dict[timedelta, Answer]:
         """Return the answers of a block by length.
 
         Parameters
@@ -232,8 +247,12 @@ class WindowSearch:
             (rows,): microseconds, the near ends of the windows.
         first
             (rows,): of the batch in order, the place of the first row of each row's key and time.
+        inside
+            What ``inside_distinct`` counts of these rows by length, to add more to; empty where it is None.
         """
         out = {length: self._known[length].take(keys) for length in self._spans}
+        for length, counts in inside.items():
+            out[length].distinct = counts
         for part in self._parts:
             self._search(part, keys, near, first, out)
         return out
@@ -264,6 +283,7 @@ class WindowSearch:
             if length == self._longest:
                 self._see_last(out[length], segment, low, high)
             self._see_extremes(out[length], segment, low, high)
+            self._see_distinct(out[length], segment, low, high, near - self._spans[length])
 
     def _search_few(self, part: _Part, length: timedelta, keys: Numbers, near: Numbers, into: Answer) -> None:
         """Add what those windows hold that overlap a segment: nothing of it is known by key."""
@@ -281,12 +301,13 @@ class WindowSearch:
             high = segment.position(place, end, after=self._closed)
         some = high > low
         if not some.all():
-            at, low, high, starts = at[some], low[some], high[some], starts[some]
+            at, low, high, starts, end = at[some], low[some], high[some], starts[some], end[some]
         self._add([into], segment, high, starts, at=at)
         self._add([into], segment, low, starts, at=at, less=True)
         if length == self._longest:
             self._see_last(into, segment, low, high, at=at)
         self._see_extremes(into, segment, low, high, at=at)
+        self._see_distinct(into, segment, low, high, end - span, at=at)
 
     def _add(
         self,
@@ -328,6 +349,21 @@ class WindowSearch:
             return
         for which, extreme in into.extremes.items():
             extreme.add(at, *range_extreme(segment.arrays[self._measure], low, high, which))
+
+    def _see_distinct(
+        self,
+        into: Answer,
+        segment: Segment,
+        low: Numbers,
+        high: Numbers,
+        far: Numbers,
+        *,
+        at: Numbers | slice = slice(None),
+    ) -> None:
+        if self._distinct is None or into.distinct is None:
+            return
+        arrays = segment.distinct[self._distinct].arrays
+        into.distinct[at] += count_distinct(arrays, low, high, far, time_min=segment.ref.time_min)
 
 
 def _layout(segment: Segment, measure: str, extremes: Sequence[Which]) -> MeasureLayout:

@@ -168,6 +168,8 @@ def test_a_ratio_has_no_value_where_there_is_none_or_the_mean_is_zero(
     [
         ({"over": "events", "statistics": ["ratio"]}, "ratio of events need a column"),
         ({"over": "events", "statistics": ["min", "count"]}, "min of events need a column"),
+        ({"over": "events", "statistics": ["distinct", "count"]}, "distinct of events need a column"),
+        ({"over": "labels", "statistics": ["distinct"]}, "over labels has no distinct: .* use count and rate"),
         ({"over": "labels", "statistics": ["ratio"]}, "its label is not known yet"),
         ({"over": "labels", "statistics": ["rate", "min", "max"]}, "over labels has no min and no max: .* use rate"),
         ({"over": "labels", "statistics": ["rate"], "same_instant": True}, "same_instant is for events"),

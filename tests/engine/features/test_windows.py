@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from engine import refs
 from engine.errors import SchemaMismatch, SourceError, TableError
 from engine.features.segments import SegmentRef, build_segment, open_segment
-from engine.features.windows import WindowReader, segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.windows import WindowReader
 from engine.spec import FeaturesSpec, WindowSpec
 
 START = datetime(2024, 3, 30, tzinfo=UTC)
