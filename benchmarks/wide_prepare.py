@@ -18,8 +18,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.results import Contender, write_results
 from engine.memory.groups import MemoryGroup, memory_group
@@ -192,7 +193,7 @@ def run(home: Path, *, rows: int, rounds: int = 1) -> dict[str, Contender]:
                 contents[name] = _content(home)
             print(f"{name}: {one.seconds:.1f} s, {format_bytes(one.peak_bytes)}", flush=True)
     _clean(home)
-    if contents["headrace"] != contents["polars_sink"]:
+    if any(content != contents["headrace"] for content in contents.values()):
         raise SystemExit(f"the contenders wrote different rows: {contents}")
     return _compared({name: _median(several) for name, several in found.items()})
 
@@ -214,8 +215,8 @@ def _headrace(home: Path) -> dict[str, Any]:
     }
 
 
-def _polars_sink(home: Path) -> dict[str, Any]:
-    """Scan, add the same columns, keep the same, and sink to one file with the same compression."""
+def _polars_sink(home: Path, *, codec: Literal["zstd", "lz4"] = "zstd") -> dict[str, Any]:
+    """Scan, add the same columns, keep the same, and sink to one file, by default with Polars' own codec."""
     started = time.perf_counter()
     import polars as pl
 
@@ -223,7 +224,8 @@ def _polars_sink(home: Path) -> dict[str, Any]:
     frame = add_features(pl.scan_parquet(sorted((home / "workspace" / "tables" / "raw").glob("*.parquet"))))
     names = {"key": "id", "event_time": "placed_at"} | {name: name for name in (*_NUMERIC, *_MADE, *_CATEGORICAL)}
     frame = frame.select(pl.col(old).alias(new) for new, old in names.items())
-    frame.sink_parquet(home / "polars" / "prepared.parquet", compression="zstd", compression_level=1)
+    level = 1 if codec == "zstd" else None
+    frame.sink_parquet(home / "polars" / "prepared.parquet", compression=codec, compression_level=level)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
@@ -231,7 +233,11 @@ def _polars_sink(home: Path) -> dict[str, Any]:
     }
 
 
-CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {"polars_sink": _polars_sink, "headrace": _headrace}
+CONTENDERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "polars_sink": _polars_sink,
+    "polars_sink_lz4": partial(_polars_sink, codec="lz4"),
+    "headrace": _headrace,
+}
 
 
 def _measure(name: str, home: Path, *, rows: int) -> Contender:
@@ -262,7 +268,7 @@ def _measure(name: str, home: Path, *, rows: int) -> Contender:
     if got != rows:
         raise SystemExit(f"{name}: {got:,} rows, expected {rows:,}")
     peak = sampler.peak.counted_bytes if sampler.peak else 0
-    where = home / "polars" if name == "polars_sink" else home / "workspace" / "tables" / "prepared"
+    where = home / "polars" if name.startswith("polars") else home / "workspace" / "tables" / "prepared"
     written = sum(path.stat().st_size for path in where.rglob("*.parquet"))
     figures = {"process_seconds": round(wall, 2), "group_peak_bytes": most, "written_bytes": written, **said}
     return Contender(round(seconds, 2), peak, "ok", rows, figures)
@@ -316,13 +322,13 @@ def _median(several: list[Contender]) -> Contender:
 
 
 def _compared(contenders: dict[str, Contender]) -> dict[str, Contender]:
-    own, peer = contenders["headrace"], contenders["polars_sink"]
-    figures = {
-        **own.figures,
-        "seconds_to_polars_sink": round(own.seconds / peer.seconds, 3),
-        "cpu_to_polars_sink": round(own.figures["cpu_seconds"] / peer.figures["cpu_seconds"], 3),
-        "peak_to_polars_sink": round(own.peak_bytes / peer.peak_bytes, 3),
-    }
+    own = contenders["headrace"]
+    figures = dict(own.figures)
+    for name, peer in contenders.items():
+        if name != "headrace":
+            figures[f"seconds_to_{name}"] = round(own.seconds / peer.seconds, 3)
+            figures[f"cpu_to_{name}"] = round(own.figures["cpu_seconds"] / peer.figures["cpu_seconds"], 3)
+            figures[f"peak_to_{name}"] = round(own.peak_bytes / peer.peak_bytes, 3)
     return contenders | {"headrace": Contender(own.seconds, own.peak_bytes, own.outcome, own.rows, figures)}
 
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +45,9 @@ _BINS = 65_536
 _KNOBS = {
     "POLARS_ROW_GROUP_PREFETCH_SIZE": "1"
 }  # two spans at once: 240 to 310 MiB, with 2 340 to 365, with the same CPU
+_CODEC: Literal["lz4"] = "lz4"
+"""A seventh less time than zstd at its lowest level, for files a fifth larger: they are read more than once."""
+
 _STREAMED = ("Int8", "Int16", "Int32", "Int64", "Float32", "Float64", "Boolean", "String", "Date")
 _WIDENED = {"UInt8": "Int32", "UInt16": "Int32", "UInt32": "Int64", "UInt64": "Int64"}
 
@@ -189,8 +192,7 @@ def _stream(
     try:
         frame.sink_parquet(
             temporary,
-            compression="zstd",
-            compression_level=1,
+            compression=_CODEC,
             row_group_size=max(1, int(ROW_GROUP_BYTES / row_bytes)),
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
