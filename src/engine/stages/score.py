@@ -20,6 +20,7 @@ from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
 from engine.learning.learners import LIBRARIES
 from engine.ledger import Ledger, trained
+from engine.memory.governor import release_pools
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -208,6 +209,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
                     pa.repeat(stamp, fresh.num_rows),
                 ]
                 writer.write(pa.RecordBatch.from_arrays(arrays, schema=out_schema))
+            release_pools()
     return TaskResult(
         task=task.name,
         outputs={"chunks": [to_json(ref) for ref in writer.chunks], "alerts": alerts},
