@@ -23,6 +23,7 @@ Codes = npt.NDArray[np.int64]
 
 _WIDEST = 2**62
 _FEW = 32  # times fewer wanted values than known ones: searched one by one
+_DENSE = 4  # numbers in between, for each that is looked for
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def sort_keys(rows: pa.Table, names: Sequence[str], times: Codes) -> SortedKeys:
                     codes[array.is_null().to_numpy(zero_copy_only=False)] = 0
                 order, starts, distinct = _sorted(codes, by_time)
                 first = int(len(distinct) > 0 and distinct[0] == 0)
-                values = pa.array(distinct[first:] + (low - 1))
+                values = pa.array(distinct[first:] - 1 + low)
                 return SortedKeys(
                     (KeyColumn(name, kind, values, np.arange(1 - first, len(values) + 1)),), order, starts
                 )
@@ -255,9 +256,7 @@ def _places(column: KeyColumn, known: pa.Array) -> Codes:
     if not len(known) or not len(column.values):
         return out
     if known.type == pa.int64() and column.values.type == pa.int64():
-        numbers, wanted = known.to_numpy(), column.values.to_numpy()
-        spots = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
-        out[1:] = np.where(numbers[spots] == wanted, spots + 1, -1)
+        _find_numbers(column.values.to_numpy(), known.to_numpy(), out=out[1:])
     elif len(column.values) * _FEW < len(known):  # a hash table of all known values would cost more
         for place, value in enumerate(column.values.to_pylist(), 1):
             spot = bisect_left(range(len(known)), value, key=lambda i: known[i].as_py())
@@ -267,6 +266,25 @@ def _places(column: KeyColumn, known: pa.Array) -> Codes:
         found = pc.index_in(column.values, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False)
         out[1:] = np.where(found < 0, -1, found.astype(np.int64) + 1)
     return out
+
+
+def _find_numbers(wanted: Codes, known: Codes, *, out: Codes) -> None:
+    """Set ``out`` to the code of each number among the known ones, which are sorted, or to -1."""
+    first, spread = int(known[0]), int(known[-1]) - int(known[0]) + 1
+    if spread > _DENSE * len(wanted):
+        spots = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        out[:] = np.where(known[spots] == wanted, spots + 1, -1)
+        return
+    # A table of all numbers in between takes a fifth of the time. What wraps around int64 is outside of it, too.
+    table = np.full(spread, -1, dtype=np.int32)
+    table[known - first] = np.arange(1, len(known) + 1, dtype=np.int32)
+    at = wanted - first
+    inside = (at >= 0) & (at < spread)
+    if inside.all():
+        out[:] = table[at]
+    else:
+        out[inside] = table[at[inside]]
+        out[~inside] = -1
 
 
 def _read(column: pa.ChunkedArray, name: str) -> KeyColumn:

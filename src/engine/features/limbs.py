@@ -142,17 +142,20 @@ def _rounded_once(whole: Numbers, fraction: Numbers) -> Floats:
     whole
         Smaller than ``_FEW_WHOLE`` in size.
     fraction
-        The 64 bits of an unsigned number.
+        The 64 bits of an unsigned number; they are used up.
     """
     # The error of the first sum is a multiple of 2**-53 and at most 2**-11, the spill less than 2**-53 and a multiple
     # of 2**-64: they add up without an error, so that only the last sum is rounded.
-    large = whole.astype(np.float64)
-    small = (fraction >> _SPILL & _MANTISSA).astype(np.float64)
+    large, small = whole.astype(np.float64), ((fraction >> _SPILL) & _MANTISSA).astype(np.float64)
     small *= 2.0**-53
-    total, error = fast_two_sum(large, small)
-    spill = (fraction & (2**_SPILL - 1)).astype(np.float64)
-    spill *= 2.0**-64
-    out: Floats = total + (error + spill)
+    total = large + small
+    np.subtract(total, large, out=large)
+    small -= large
+    fraction &= 2**_SPILL - 1
+    out: Floats = fraction.astype(np.float64)
+    out *= 2.0**-64
+    out += small
+    out += total
     return out
 
 
@@ -194,7 +197,9 @@ class LimbSums:
         if len(self.limbs) == 3 and abs(BITS * self.lowest) < _FAST_BITS - 128:
             whole, fraction = self._whole_and_fraction()
             if max(int(whole.max(initial=0)), -int(whole.min(initial=0))) < _FEW_WHOLE:
-                return scaled(_rounded_once(whole, fraction), BITS * (self.lowest + 2))
+                out = _rounded_once(whole, fraction)
+                out *= 2.0 ** (BITS * (self.lowest + 2))
+                return out
         pieces = self._pieces()
         first, second = fast_two_sum(pieces[0], pieces[1])
         if len(pieces) == 2:
@@ -210,8 +215,13 @@ class LimbSums:
     def _whole_and_fraction(self) -> tuple[Numbers, Numbers]:
         """Return three limbs as the last one with what is carried to it, and 64 bits below it."""
         low, middle, top = self.limbs
-        middle = middle + (low >> BITS)
-        return top + (middle >> BITS), (middle << BITS) | (low & LIMB)
+        carried = low >> BITS
+        carried += middle
+        whole = carried >> BITS
+        whole += top
+        carried <<= BITS
+        carried |= low & LIMB
+        return whole, carried
 
     def _pieces(self) -> list[Floats]:
         """Return float64 that add up to the sums exactly, the largest first: none overlap; only that one is signed."""

@@ -249,7 +249,10 @@ class Totals:
         """Return the means of the present values of so many rows; 0 where there are none."""
         count = np.maximum(self.present(rows), 1).astype(np.float64)
         out = self._sums.rounded()
-        return self._with_special(out / (count * 10.0**self._scale) if self._scale else out / count)
+        if self._scale:
+            count *= 10.0**self._scale
+        out /= count
+        return self._with_special(out)
 
     def std(self, rows: Places) -> Floats:
         """Return the sample standard deviations (n - 1), NaN with fewer than two values or any NaN or infinity."""

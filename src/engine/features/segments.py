@@ -30,6 +30,7 @@ _FORMAT = 3
 _FACTS = b"headrace.segment"
 _MOST_ROWS = 2**31 - 1  # counts are int32
 _WIDEST = 2**62
+_FEW_WANTED = 64
 _PAIRING_BYTES = 192  # of a row, while pairs of its key and a value are looked for in earlier segments
 
 
@@ -110,10 +111,19 @@ class Segment:
     def position(
         self, place: npt.NDArray[np.int64], time: npt.NDArray[np.int64], *, after: bool
     ) -> npt.NDArray[np.int64]:
-        """Return the first row of each run that is not before ``time``, or with ``after`` later than it."""
+        """Return the first row of each run that is not before ``time``, or with ``after`` later than it.
+
+        Of runs in ascending order, with times that ascend in each, only the rows between the first and the last answer
+        are looked at.
+        """
         wanted = self.clock.codes(time, after=after)
         wanted += place
-        return np.searchsorted(self.places, wanted)
+        if len(wanted) < _FEW_WANTED or not (wanted[1:] >= wanted[:-1]).all():
+            return np.searchsorted(self.places, wanted)
+        low, high = np.searchsorted(self.places, wanted[[0, -1]])
+        found = np.searchsorted(self.places[low:high], wanted)
+        found += low
+        return found
 
     def time_at(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the times of rows, in microseconds."""

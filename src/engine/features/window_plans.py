@@ -20,7 +20,7 @@ LABEL_MEASURE = "value"
 SUMMED = frozenset({"sum", "mean", "std", "rate", "ratio"})
 """Statistics that are had from sums of the measure."""
 
-BLOCK_ROWS = 16_384
+BLOCK_ROWS = 32_768
 """Searched at once: what is held of them stays in the processor's cache."""
 
 _EXTREMES: tuple[Which, ...] = ("min", "max")
