@@ -15,8 +15,8 @@ import numpy as np
 from engine.features.distinct_columns import DistinctColumn, merged_column
 from engine.features.extremes import Extreme, Which, range_extreme
 from engine.features.keys import build_dictionary, merged_columns
-from engine.features.measures import Totals
 from engine.features.segments import Clock, Segment, SegmentRef, open_segment, write_segment
+from engine.features.totals import Totals
 
 FAN_IN = 4
 TIER_KEY_BYTES = 240

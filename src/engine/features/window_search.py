@@ -1,7 +1,7 @@
 """The search of a batch's windows in open segments: key by key where a segment lies inside all of them, else row by
 row.
 
-Which segments there are, and what a window's answers become, is ``windows.py``; sums are ``measures.py``, smallest and
+Which segments there are, and what a window's answers become, is ``windows.py``; sums are ``totals.py``, smallest and
 largest values ``extremes.py``, distinct values ``distinct.py``, and ``distinct_search.py`` in segments inside windows.
 """
 
@@ -19,8 +19,9 @@ from engine.features.distinct import count_distinct
 from engine.features.distinct_search import InsideDistinct, distinct_column
 from engine.features.extremes import Extreme, Which, range_extreme
 from engine.features.keys import SortedKeys
-from engine.features.measures import MeasureLayout, Totals
+from engine.features.measures import MeasureLayout
 from engine.features.segments import Runs, Segment, SegmentRef
+from engine.features.totals import Totals
 
 Numbers = npt.NDArray[np.int64]
 
