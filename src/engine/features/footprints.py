@@ -1,20 +1,21 @@
 """What preparing holds: the projections of its tasks, and how many rows of a span a budget takes. Pure arithmetic over
 figures of the workspace.
 
-Which slices there are is planned by ``stages/prepare.py``; the tasks are in ``label_slices.py``, ``row_slices.py`` and
-``row_streams.py``.
+Which slices there are is planned by ``stages/prepare.py``; the tasks are in ``label_slices.py``, ``window_slices.py``
+and ``row_streams.py``.
 """
 
 from __future__ import annotations
 
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.features.label_slices import label_window_keys
-from engine.features.row_slices import search_rows, tier_keys
+from engine.features.row_slices import search_rows
 from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
 from engine.features.tiers import TIER_KEY_BYTES, TIER_PAIR_BYTES
 from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.window_slices import tier_keys
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 

@@ -1,37 +1,29 @@
-"""The task of a slice with windows: spans of event time, each gathered in order, made into segments and searched.
+"""The rows of a span of event time: read from ``raw``, the newest versions in order, and what is prepared of them.
 
-Which spans there are is planned by ``stages/prepare.py``, by the arithmetic of ``spans.py``.
+The tasks that take spans are ``window_slices.py`` and ``row_streams.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from engine import events
-from engine.batching import Chunk, ChunkWriter, read_batches
-from engine.batching.atomic import sync_files
+from engine.batching import Chunk, read_batches
 from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
-from engine.batching.tables import chunk_prefix
 from engine.features.keys import sort_keys
 from engine.features.open_windows import OpenWindow
-from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
-from engine.features.segments import SegmentRef, read_times
-from engine.features.transform import load_transform
-from engine.features.window_plans import segment_plans
+from engine.features.segment_sets import SortedSegment
+from engine.features.segments import read_times
 from engine.features.windows import WindowReader
-from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
-from engine.memory.governor import keep_freed
+from engine.layout import BASELINE, EVENT_TIME, KEY
 from engine.memory.scope import Scope
-from engine.refs import ChunkRef, Task, TaskResult, to_json
+from engine.refs import Task
 from engine.spec import PipelineSpec
 from engine.stage import ChildContext
 
@@ -39,133 +31,6 @@ if TYPE_CHECKING:
     import polars as pl
 
 _NEAR = 4
-_KEPT = 32  # of the budget, the share that is kept of what was freed, to be used again
-
-
-def run_spans(task: Task, scope: Scope) -> TaskResult:
-    """Write the prepared rows of spans, the earliest first, and the segments of their events (in the cage).
-
-    While a span is searched by all threads, the next one is read and its segments are built, and the one before is
-    written.
-    """
-    context = ChildContext.of(scope.context)
-    spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
-    spans = task.inputs["spans"]
-    transform = load_transform(spec.features.transform, directory=context.directory)
-    schema, raw = raw_chunks(context, task)
-    scratch = TemporaryDirectory(prefix="tiers-", dir=workspace.scratch)
-    readers = _readers(
-        spec,
-        task.inputs["segments"],
-        root=workspace.segments,
-        threads=scope.budget.threads,
-        scratch=Path(scratch.name),
-        most_tier_keys=tier_keys(max(rows for _, _, rows in spans)),
-    )
-    prepared = prepared_table(workspace, spec.feature_set)
-    plans = segment_plans(spec.features, over="events")
-    of_events = {keys: reader for (over, keys), reader in readers.items() if over == "events"}
-
-    keep_freed(scope.budget.allowed_bytes // _KEPT)
-    syncing: list[Future[None]] = []
-
-    def gather(number: int) -> _Gathered:
-        low, high = (time_of(value) for value in spans[number][:2])
-        mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, low, high)]
-        rows = newest_rows(mine, schema, spec, span=(low, high), scope=scope)
-        prefix = f"{spec.feature_set}/events-{n:08d}-{number:04d}"
-        names = dict.fromkeys(
-            [spec.event_time, *(name for plan in plans for name in (*plan.keys, *plan.measures, *plan.distinct))]
-        )
-        narrow = rows.columns(list(names)) if plans else rows.table
-        built = build_segments(
-            narrow, plans=plans, time=spec.event_time, root=workspace.segments, prefix=prefix, readers=of_events
-        )
-        syncing.append(disk.submit(sync_files, [workspace.segments / ref.path for ref in built.refs]))
-        if spec.features.transform is not None:  # it may change what a key is
-            return _Gathered(rows, built, {}, None)
-        return _Gathered(rows, built, built.in_order, _first_window(rows, spec, readers, built.in_order))
-
-    def write(number: int, rows: pa.Table) -> list[ChunkRef]:
-        prefix = chunk_prefix(n, f"rows.{number:04d}")
-        with ChunkWriter(prepared.path, prefix=prefix, schema=rows.schema, on_chunk=on_chunk) as writer:
-            for batch in rows.to_batches():
-                writer.write(batch)
-        return writer.chunks
-
-    def on_chunk(ref: ChunkRef) -> None:
-        scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
-
-    chunks: list[ChunkRef] = []
-    segments: dict[str, list[dict[str, Any]]] = {}
-    rows_in = batches = done = 0
-    with scratch, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
-        reading, writing = ahead.submit(gather, 0), behind.submit(list[ChunkRef])
-        for number in range(len(spans)):
-            gathered = reading.result()
-            rows, own = gathered.rows, gathered.built
-            scope.governor.wait()
-            if number + 1 < len(spans):
-                reading = ahead.submit(gather, number + 1)
-            rows_in, batches = rows_in + rows.rows_in, batches + rows.batches
-            if not rows.num_rows:
-                continue
-            segments[chunk_prefix(n, f"rows.{number:04d}")] = [to_json(ref) for ref in own.refs]
-            out = prepared_rows(
-                _transformed(rows, transform, spec, scope), spec, readers, gathered.in_order, gathered.first
-            )
-            done += rows.num_rows
-            del rows, gathered
-            chunks += writing.result()
-            writing = behind.submit(write, number, out)
-            scope.progress(done, max(done, sum(span[2] for span in spans)), "rows")
-        chunks += writing.result()
-        for synced in syncing:
-            synced.result()
-    return TaskResult(
-        task=task.name,
-        outputs={"chunks": [to_json(ref) for ref in chunks], "segments": segments},
-        rows_in=rows_in,
-        rows_out=sum(ref.rows for ref in chunks),
-        batches=batches,
-    )
-
-
-def tier_keys(rows: int) -> int:
-    """Return how many keys, or pairs of a key and a value, a tier may be made of where spans have so many rows: then a
-    span's segment takes more.
-    """
-    return rows // 2
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """A span, ready to be searched."""
-
-    rows: NewestRows
-    built: BuiltSegments
-    in_order: Mapping[tuple[str, ...], SortedSegment]  # its rows by windows' keys, as far as that is known
-    first: OpenWindow | None  # of its windows
-
-
-def _first_window(
-    rows: NewestRows,
-    spec: PipelineSpec,
-    readers: Mapping[tuple[str, tuple[str, ...]], WindowReader],
-    in_order: Mapping[tuple[str, ...], SortedSegment],
-) -> OpenWindow:
-    window = spec.features.windows[0]
-    names = [*window.keys, spec.event_time, *([] if window.column is None else [window.column])]
-    known = in_order.get(window.keys)
-    return readers[window.over, window.keys].open(
-        rows.columns(list(dict.fromkeys(names))),
-        keys=window.keys,
-        time=spec.event_time,
-        window=window,
-        gap=spec.features.gap_of(window),
-        in_order=None if known is None else known.keys,
-        own=None if known is None or window.over != "events" else known.ref,
-    )
 
 
 def raw_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
@@ -194,7 +59,7 @@ def _used(spec: PipelineSpec) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _transformed(
+def transformed(
     rows: NewestRows, transform: Callable[[pa.Table], pa.Table], spec: PipelineSpec, scope: Scope
 ) -> pa.Table:
     """Return a span's rows as the transform has them, batch by batch, with no more columns than are used."""
@@ -292,28 +157,6 @@ def _order(table: pa.Table, spec: PipelineSpec) -> pl.Series | None:
 def search_rows(spec: PipelineSpec, batch_bytes: int, *, row_bytes: float = 0.0) -> int:
     """Return how many rows of a span, of ``row_bytes`` as they lie in it, are searched at once."""
     return rows_for(batch_bytes, bytes_per_row=max(row_bytes, 8.0 * (len(spec.features.names()) + 8)))
-
-
-def _readers(
-    spec: PipelineSpec,
-    segments: Mapping[str, Sequence[Mapping[str, Any]]],
-    *,
-    root: Path,
-    threads: int,
-    scratch: Path,
-    most_tier_keys: int,
-) -> dict[tuple[str, tuple[str, ...]], WindowReader]:
-    """Return one reader for the windows over labels, or events, with the same keys."""
-    readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
-    for window in spec.features.windows:
-        refs = [SegmentRef.from_json(value) for value in segments[window.over]]
-        mine = [ref for ref in refs if ref.keys == window.keys]
-        name = (window.over, window.keys)
-        if name not in readers:
-            own = scratch / str(len(readers))
-            own.mkdir()
-            readers[name] = WindowReader(mine, root=root, threads=threads, scratch=own, tier_keys=most_tier_keys)
-    return readers
 
 
 def prepared_rows(

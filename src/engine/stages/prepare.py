@@ -383,7 +383,7 @@ def _window_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, P
         "own_code": context.spec.features.transform is not None,
         "segments": _segments_in_reach(context, plan),
     }
-    task = Task(stage, f"{feature_set}.windows.{plan.n}", "engine.features.row_slices:run_spans", inputs)
+    task = Task(stage, f"{feature_set}.windows.{plan.n}", "engine.features.window_slices:run", inputs)
     row_bytes = raw_row_bytes(context, through_n=int(bounds["raw_n"]))
     return task, project_windows(context, max(rows for _, _, rows in bounds["spans"]), row_bytes)
 

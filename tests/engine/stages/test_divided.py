@@ -74,7 +74,7 @@ def _prepared(context: StageContext) -> list[tuple[Any, ...]]:
 def test_a_span_that_is_stopped_at_its_budget_is_divided_and_the_next_plan_knows(
     letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 0.7)  # a projection that knows nothing of the copies
+    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 0.5)  # a projection that knows nothing of the copies
     seen: list[events.Event] = []
     small = _context(letters, memory="192MiB", seen=seen)
     run_stage(ExtractStage("raw"), small)
@@ -85,7 +85,7 @@ def test_a_span_that_is_stopped_at_its_budget_is_divided_and_the_next_plan_knows
     assert len(prepared_table(small.workspace, small.spec.feature_set).chunks()) > 1  # one for each span
     assert report.memory.measured_bytes <= 192 * MIB
     [windows] = [one for one in prepare.forecast(small) if one.projection.stage == "prepare.windows"]
-    assert windows.projection.row_bytes > TEXT  # 0.7 of it was thought before
+    assert windows.projection.row_bytes > TEXT  # half of it was thought before
 
     large = _context(letters, memory="1GiB", seen=[])
     run_stage(ExtractStage("raw"), large)
@@ -98,7 +98,7 @@ def test_a_span_that_is_stopped_at_its_budget_is_divided_and_the_next_plan_knows
 def test_a_slice_that_cannot_be_divided_further_fails_with_what_it_would_take(
     letters: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 0.7)
+    monkeypatch.setattr(footprints, "_WINDOWED_COPIES", 0.5)
     monkeypatch.setattr(PrepareStage, "smaller", lambda *_: None)
     context = _context(letters, memory="192MiB", seen=[])
     run_stage(ExtractStage("raw"), context)

@@ -1,0 +1,203 @@
+"""The task of a slice with windows: spans of event time, each gathered in order, made into segments and searched.
+
+Which spans there are is planned by ``stages/prepare.py``, by the arithmetic of ``spans.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from engine import events
+from engine.batching import ChunkWriter
+from engine.batching.atomic import sync_files
+from engine.batching.tables import chunk_prefix
+from engine.features.open_windows import OpenWindow
+from engine.features.row_slices import NewestRows, newest_rows, prepared_rows, raw_chunks, time_of, transformed
+from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
+from engine.features.segments import SegmentRef
+from engine.features.transform import load_transform
+from engine.features.window_plans import segment_plans
+from engine.features.windows import WindowReader
+from engine.layout import prepared_table
+from engine.memory.governor import keep_freed
+from engine.memory.scope import Scope
+from engine.refs import ChunkRef, Task, TaskResult, to_json
+from engine.spec import PipelineSpec
+from engine.stage import ChildContext
+
+_KEPT = 32  # of the budget, the share that is kept of what was freed, to be used again
+
+Readers = Mapping[tuple[str, tuple[str, ...]], WindowReader]
+"""By what windows are over, and their keys."""
+
+
+def run(task: Task, scope: Scope) -> TaskResult:
+    """Write the prepared rows of spans, the earliest first, and the segments of their events (in the cage)."""
+    keep_freed(scope.budget.allowed_bytes // _KEPT)
+    context = ChildContext.of(scope.context)
+    with TemporaryDirectory(prefix="tiers-", dir=context.workspace.scratch) as tiers:
+        return _Spans(task, scope, context, tiers=Path(tiers)).run()
+
+
+def tier_keys(rows: int) -> int:
+    """Return how many keys, or pairs of a key and a value, a tier may be made of where spans have so many rows: then a
+    span's segment takes more.
+    """
+    return rows // 2
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """A span, ready to be searched."""
+
+    rows: NewestRows
+    built: BuiltSegments
+    in_order: Mapping[tuple[str, ...], SortedSegment]  # its rows by windows' keys, as far as that is known
+    first: OpenWindow | None  # of its windows
+
+
+class _Spans:
+    """The spans of one task.
+
+    While a span is searched by all threads, the next one is read and its segments are built, and the one before is
+    written: one of each is held.
+    """
+
+    def __init__(self, task: Task, scope: Scope, context: ChildContext, *, tiers: Path) -> None:
+        spec, workspace = context.spec, context.workspace
+        self._scope, self._spec, self._n = scope, spec, int(task.inputs["n"])
+        self._spans: Sequence[Sequence[int]] = task.inputs["spans"]
+        self._transform = load_transform(spec.features.transform, directory=context.directory)
+        self._schema, self._raw = raw_chunks(context, task)
+        self._readers = _readers(
+            spec,
+            task.inputs["segments"],
+            root=workspace.segments,
+            threads=scope.budget.threads,
+            scratch=tiers,
+            most_tier_keys=tier_keys(max(rows for _, _, rows in self._spans)),
+        )
+        self._root = workspace.segments
+        self._prepared = prepared_table(workspace, spec.feature_set)
+        self._plans = segment_plans(spec.features, over="events")
+        self._chunks: list[ChunkRef] = []
+        self._segments: dict[str, list[dict[str, Any]]] = {}
+        self._rows_in = self._batches = self._done = 0
+        self._disk = ThreadPoolExecutor(1)
+        self._syncing: list[Future[None]] = []
+
+    def run(self) -> TaskResult:
+        """Take the spans one after another."""
+        with self._disk, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
+            reading, writing = ahead.submit(self._gather, 0), behind.submit(list[ChunkRef])
+            for number in range(len(self._spans)):
+                gathered = reading.result()
+                self._scope.governor.wait()
+                if number + 1 < len(self._spans):
+                    reading = ahead.submit(self._gather, number + 1)
+                out = self._search(number, gathered)
+                del gathered
+                if out is not None:
+                    self._chunks += writing.result()
+                    writing = behind.submit(self._write, number, out)
+                    self._say_progress(out.num_rows)
+            self._chunks += writing.result()
+            for synced in self._syncing:
+                synced.result()
+        return TaskResult(
+            task=self._scope.task,
+            outputs={"chunks": [to_json(ref) for ref in self._chunks], "segments": self._segments},
+            rows_in=self._rows_in,
+            rows_out=sum(ref.rows for ref in self._chunks),
+            batches=self._batches,
+        )
+
+    def _gather(self, number: int) -> _Gathered:
+        """Return a span's rows, after their segments are built and known to the readers, and its first window open."""
+        spec = self._spec
+        low, high = (time_of(value) for value in self._spans[number][:2])
+        mine = [chunk for chunk in self._raw if chunk.may_hold(spec.event_time, low, high)]
+        rows = newest_rows(mine, self._schema, spec, span=(low, high), scope=self._scope)
+        of_plans = (name for plan in self._plans for name in (*plan.keys, *plan.measures, *plan.distinct))
+        built = build_segments(
+            rows.columns(list(dict.fromkeys([spec.event_time, *of_plans]))) if self._plans else rows.table,
+            plans=self._plans,
+            time=spec.event_time,
+            root=self._root,
+            prefix=f"{spec.feature_set}/events-{self._n:08d}-{number:04d}",
+            readers={keys: reader for (over, keys), reader in self._readers.items() if over == "events"},
+        )
+        self._syncing.append(self._disk.submit(sync_files, [self._root / ref.path for ref in built.refs]))
+        if spec.features.transform is not None:  # it may change what a key is
+            return _Gathered(rows, built, {}, None)
+        return _Gathered(rows, built, built.in_order, self._first_window(rows, built.in_order))
+
+    def _first_window(self, rows: NewestRows, in_order: Mapping[tuple[str, ...], SortedSegment]) -> OpenWindow:
+        spec, window = self._spec, self._spec.features.windows[0]
+        names = [*window.keys, spec.event_time, *([] if window.column is None else [window.column])]
+        known = in_order.get(window.keys)
+        return self._readers[window.over, window.keys].open(
+            rows.columns(list(dict.fromkeys(names))),
+            keys=window.keys,
+            time=spec.event_time,
+            window=window,
+            gap=spec.features.gap_of(window),
+            in_order=None if known is None else known.keys,
+            own=None if known is None or window.over != "events" else known.ref,
+        )
+
+    def _search(self, number: int, span: _Gathered) -> pa.Table | None:
+        """Return a span's prepared rows, None where it has none."""
+        self._rows_in, self._batches = self._rows_in + span.rows.rows_in, self._batches + span.rows.batches
+        if not span.rows.num_rows:
+            return None
+        self._segments[self._prefix(number)] = [to_json(ref) for ref in span.built.refs]
+        rows = transformed(span.rows, self._transform, self._spec, self._scope)
+        return prepared_rows(rows, self._spec, self._readers, span.in_order, span.first)
+
+    def _write(self, number: int, rows: pa.Table) -> list[ChunkRef]:
+        def on_chunk(ref: ChunkRef) -> None:
+            self._scope.emit(events.ChunkWritten(self._scope.stage, self._scope.task, ref.path, ref.rows, ref.bytes))
+
+        with ChunkWriter(
+            self._prepared.path, prefix=self._prefix(number), schema=rows.schema, on_chunk=on_chunk
+        ) as writer:
+            for batch in rows.to_batches():
+                writer.write(batch)
+        return writer.chunks
+
+    def _prefix(self, number: int) -> str:
+        return chunk_prefix(self._n, f"rows.{number:04d}")
+
+    def _say_progress(self, rows: int) -> None:
+        self._done += rows
+        self._scope.progress(self._done, max(self._done, sum(span[2] for span in self._spans)), "rows")
+
+
+def _readers(
+    spec: PipelineSpec,
+    segments: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    root: Path,
+    threads: int,
+    scratch: Path,
+    most_tier_keys: int,
+) -> Readers:
+    """Return one reader for the windows over labels, or events, with the same keys."""
+    readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
+    for window in spec.features.windows:
+        refs = [SegmentRef.from_json(value) for value in segments[window.over]]
+        mine = [ref for ref in refs if ref.keys == window.keys]
+        name = (window.over, window.keys)
+        if name not in readers:
+            own = scratch / str(len(readers))
+            own.mkdir()
+            readers[name] = WindowReader(mine, root=root, threads=threads, scratch=own, tier_keys=most_tier_keys)
+    return readers
