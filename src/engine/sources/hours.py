@@ -18,21 +18,20 @@ _LEAST_PENDING = 4_096  # hours, before they are merged
 _RUN_HOURS = 8_192
 _PENDING_SHARE = 8  # of the hours that are known: half of them were half of what a long first load took
 
-_Hours = npt.NDArray[np.int32]  # of the years 1 to 9999
-_Counts = npt.NDArray[np.int64]
+_Numbers = npt.NDArray[np.int64]
 
 
 class Hours:
-    """Counts rows by hour of event time; exact extent beside. 12 bytes an hour: a first load may span decades.
+    """Counts rows by hour of event time; exact extent beside. 16 bytes an hour: a first load may span decades.
 
     They lie in runs, one after another in time. Rows come nearly in order, so that what is new lengthens the last run
     or makes one more; all are held twice only where a row is older than all of them.
     """
 
     def __init__(self) -> None:
-        self._runs: list[tuple[_Hours, _Counts]] = []  # sorted, disjoint
+        self._runs: list[tuple[_Numbers, _Numbers]] = []  # sorted, disjoint
         self._size = 0
-        self._pending: list[tuple[_Hours, _Counts]] = []
+        self._pending: list[tuple[_Numbers, _Numbers]] = []
         self._pending_size = 0
         self._minimum: int | None = None
         self._maximum: int | None = None
@@ -43,7 +42,7 @@ class Hours:
         if not len(times):
             return
         microseconds = times.cast(pa.int64())
-        hours = pc.divide(microseconds, _MICROSECONDS).to_numpy(zero_copy_only=False).astype(np.int32)
+        hours = pc.divide(microseconds, _MICROSECONDS).to_numpy(zero_copy_only=False)
         self._pending.append(np.unique(hours, return_counts=True))
         self._pending_size += len(self._pending[-1][0])
         if self._pending_size > max(_LEAST_PENDING, self._size // _PENDING_SHARE):
@@ -56,7 +55,7 @@ class Hours:
     def from_json(cls, value: Mapping[str, Any]) -> Hours:
         """Return the counts that ``to_json`` described."""
         made = cls()
-        hours, counts = np.cumsum(_unpacked(value["steps"])).astype(np.int32), _unpacked(value["counts"])
+        hours, counts = np.cumsum(_unpacked(value["steps"])), _unpacked(value["counts"])
         if len(hours):
             made._runs, made._size = [(hours, counts)], len(hours)
         made._minimum, made._maximum = value["minimum"], value["maximum"]
@@ -96,7 +95,7 @@ class Hours:
         self._size = sum(len(hours) for hours, _ in self._runs)
 
 
-def _summed(parts: Sequence[tuple[_Hours, _Counts]]) -> tuple[_Hours, _Counts]:
+def _summed(parts: Sequence[tuple[_Numbers, _Numbers]]) -> tuple[_Numbers, _Numbers]:
     """Return counts by hour, sorted, of several."""
     hours, counts = (np.concatenate(both) for both in zip(*parts, strict=True))
     order = np.argsort(hours, kind="stable")
@@ -105,19 +104,19 @@ def _summed(parts: Sequence[tuple[_Hours, _Counts]]) -> tuple[_Hours, _Counts]:
     return hours[first], np.add.reduceat(counts, first)
 
 
-def _cut(hours: _Hours, counts: _Counts) -> Iterator[tuple[_Hours, _Counts]]:
+def _cut(hours: _Numbers, counts: _Numbers) -> Iterator[tuple[_Numbers, _Numbers]]:
     """Yield runs that hold no more memory than their own: what comes next mostly begins in the hour of the last one."""
     for start in range(0, len(hours), _RUN_HOURS):
         yield hours[start : start + _RUN_HOURS].copy(), counts[start : start + _RUN_HOURS].copy()
 
 
-def _packed(parts: Iterable[npt.NDArray[np.integer[Any]]]) -> str:
+def _packed(parts: Iterable[_Numbers]) -> str:
     packer = zlib.compressobj(1)
     packed = [packer.compress(part.astype("<i8").tobytes()) for part in parts]
     return base64.b64encode(b"".join([*packed, packer.flush()])).decode()
 
 
-def _unpacked(text: str) -> _Counts:
+def _unpacked(text: str) -> _Numbers:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i8").astype(np.int64)
 
 

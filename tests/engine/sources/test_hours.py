@@ -47,6 +47,15 @@ def test_hours_of_many_runs_that_come_in_any_order_are_all_there() -> None:
     assert Hours.from_json(hours.to_json()).by_hour() == hours.by_hour()
 
 
+def test_times_of_any_year_that_64_bits_hold_are_counted_in_their_hour() -> None:
+    far = [2**63 - 1, -(2**63) + HOUR, 0]
+    hours = Hours()
+    hours.add(_times(far))
+    counted = {"-2562047787": 1, "0": 1, "2562047788": 1}
+    assert hours.by_hour() == counted
+    assert Hours.from_json(json.loads(json.dumps(hours.to_json()))).by_hour() == counted
+
+
 def test_a_checkpoint_of_decades_is_small() -> None:
     hours = Hours()
     for year in range(40):
