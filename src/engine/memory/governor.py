@@ -20,6 +20,7 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # it takes
 _WAIT_SECONDS = 2.0
 _STILL_SECONDS = 0.25
 _LOOK_EVERY_SECONDS = 0.05
+_RELEASE_EVERY_BYTES = 256 * 2**20
 
 
 class PressureState:
@@ -76,6 +77,7 @@ class Governor:
         self._measured = 0
         self._new = False  # a look that no batch has followed yet
         self._stuck = 0  # what the last wait could not get below
+        self._passed = 0  # bytes of batches since memory was given back
 
     def batch_bytes(self) -> int:
         """Return the upper bound of the next batch: halved after a look above shrink, doubled after a calm one.
@@ -118,6 +120,16 @@ class Governor:
                 self._stuck = lowest
                 return
 
+    def passed(self, size_bytes: int) -> None:
+        """Count a batch that is done with, and give unused memory back once in a quarter of a gigabyte.
+
+        What was freed in pieces the C library keeps: 30 to 50 MiB after some million rows.
+        """
+        self._passed += size_bytes
+        if self._passed >= _RELEASE_EVERY_BYTES:
+            self._passed = 0
+            release_pools()
+
     def _look(self, *, force: bool = False) -> int:
         now = time.monotonic()
         if not force and now - self._looked < _LOOK_EVERY_SECONDS:
@@ -149,10 +161,7 @@ def keep_freed(most_bytes: int) -> None:
 
 
 def release_pools() -> None:
-    """Give unused memory of Python, Arrow and the C library back to the system.
-
-    Streams do so after each chunk: what was freed in pieces the C library keeps, 30 to 50 MiB after some million rows.
-    """
+    """Give unused memory of Python, Arrow and the C library back to the system."""
     gc.collect()
     if arrow := sys.modules.get("pyarrow"):  # to import it here would take memory where there is none
         arrow.default_memory_pool().release_unused()

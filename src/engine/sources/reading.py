@@ -17,7 +17,6 @@ from engine.batching import ChunkWriter
 from engine.batching.chunks import CHUNK_ROWS, most_chunk_rows
 from engine.batching.tables import chunk_prefix
 from engine.errors import SourceError
-from engine.memory.governor import release_pools
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.sources.admission import QUARANTINE_SCHEMA, Admission, table_schema
@@ -66,11 +65,11 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 good.write(kept)
                 bad.write(rejected)
                 scope.batch_done(rows, batch.rows.nbytes)
+                scope.governor.passed(batch.rows.nbytes)
                 scope.progress(rows_in, rows_in, "rows")
                 if good.open_rows + kept.num_rows > chunk_rows:  # the next batch may not go into it any more
                     good.end_chunk()
                     bad.end_chunk()
-                    release_pools()
                     now = _Begun(source.rest(begun.range, mark), good.chunks, bad.chunks, rows_in, batches)
                     scope.checkpoint({**now.to_json(), "admission": admission.to_json()})
             admission.require_few_rejected()

@@ -20,7 +20,6 @@ from engine.features.labelled import labelled_terms
 from engine.layout import EVENT_TIME, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
-from engine.memory.governor import release_pools
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.realised import POSITIVE_BYTES, Group, Realised
@@ -286,18 +285,17 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
     newest = prepared.transaction(prepared_app(feature_set))
     chunks = [c for c in prepared.chunks(newest_n=newest) if c.n > inputs["champion_prepared_n"]]
     counter, counted = bundle.drift_counter(), 0
-    for chunk in chunks:
-        for batch in read_batches(
-            [chunk.path],
-            columns=list(bundle.features),
-            batch_bytes=scope.governor.batch_bytes,
-            span=(EVENT_TIME, bundle.trained_until, None),
-        ):
-            scope.governor.wait()
-            counter.update(bundle.encoder.transform(pa.Table.from_batches([batch])))
-            counted += batch.num_rows
-            scope.batch_done(batch.num_rows, batch.nbytes)
-        release_pools()
+    for batch in read_batches(
+        [chunk.path for chunk in chunks],
+        columns=list(bundle.features),
+        batch_bytes=scope.governor.batch_bytes,
+        span=(EVENT_TIME, bundle.trained_until, None),
+    ):
+        scope.governor.wait()
+        counter.update(bundle.encoder.transform(pa.Table.from_batches([batch])))
+        counted += batch.num_rows
+        scope.batch_done(batch.num_rows, batch.nbytes)
+        scope.governor.passed(batch.nbytes)
     if counted < _LEAST_DRIFT_ROWS:
         return {}, newest
     return {name: value for name, value in counter.finish().items() if value is not None}, newest

@@ -20,7 +20,6 @@ from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
 from engine.learning.learners import LIBRARIES
 from engine.ledger import Ledger, trained
-from engine.memory.governor import release_pools
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -194,6 +193,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 new = pl.DataFrame(batch.select([KEY])).select(~pl.col(KEY).is_in(known.implode())).to_series()
                 fresh = batch.filter(new.to_arrow())
                 scope.batch_done(batch.num_rows, batch.nbytes)
+                scope.governor.passed(batch.nbytes)
                 scope.progress(rows_in, int(task.inputs["rows"]), "rows")
                 if not fresh.num_rows:
                     continue
@@ -209,7 +209,6 @@ def run(task: Task, scope: Scope) -> TaskResult:
                     pa.repeat(stamp, fresh.num_rows),
                 ]
                 writer.write(pa.RecordBatch.from_arrays(arrays, schema=out_schema))
-            release_pools()
     return TaskResult(
         task=task.name,
         outputs={"chunks": [to_json(ref) for ref in writer.chunks], "alerts": alerts},

@@ -160,6 +160,18 @@ def test_many_small_batches_after_one_look_shrink_once(monkeypatch: pytest.Monke
     assert {governor.batch_bytes() for _ in range(20)} == {4 * MIB}
 
 
+def test_unused_memory_is_given_back_by_bytes_that_have_passed_not_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[int] = []
+    monkeypatch.setattr(module, "release_pools", lambda: released.append(1))
+    governor = Governor(Budget(512 * MIB), reserved_bytes=0)
+    for _ in range(10_000):  # as of many small chunks: each release takes some hundredths of a second
+        governor.passed(MIB // 64)
+    assert not released
+    for _ in range(64):
+        governor.passed(8 * MIB)
+    assert len(released) == 2
+
+
 def test_waiting_under_pause_ends_even_when_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "measure_self", lambda: Measure(500 * MIB))
     monkeypatch.setattr(module, "_WAIT_SECONDS", 0.1)
