@@ -19,6 +19,7 @@ from engine import events
 from engine.batching import Table, Workspace
 from engine.batching.runs import record_runs
 from engine.errors import HeadraceError, MemoryBudgetExceeded, PlanRefused
+from engine.late_pandas import import_pandas_late
 from engine.memory.budget import ATTEMPTS, Budget
 from engine.memory.cage import run_caged
 from engine.memory.host import auto_budget_bytes
@@ -204,6 +205,7 @@ def run_stage(stage: Stage, context: StageContext, *, execute: Execute = in_a_lo
     HeadraceError
         Any of our tree; what was committed before is intact and the next run resumes.
     """
+    import_pandas_late()
     context.workspace.prepare()
     app = stage.app(context)
     total = StageReport(stage=stage.name, n=_committed(stage, context), as_of=format_time(context.as_of))

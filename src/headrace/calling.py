@@ -8,6 +8,7 @@ from typing import Any
 
 from engine import events
 from engine.batching import Workspace
+from engine.late_pandas import import_pandas_late
 from engine.spec import PipelineSpec
 from engine.specfile import load_spec
 from headrace.progress import TerminalProgress
@@ -54,6 +55,7 @@ def call_flow(
 
 def read_pipeline(path: Path) -> PipelineSpec:
     """Return the pipeline of a file; Prefect is asked only when the file names one of its secrets."""
+    import_pandas_late()
 
     def secret(name: str) -> str:
         silence_prefect()

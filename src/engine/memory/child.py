@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from engine import events
 from engine.errors import HeadraceError, disk_error
+from engine.late_pandas import import_pandas_late
 from engine.memory.budget import Budget
 from engine.memory.governor import Governor
 from engine.memory.measure import measure_self
@@ -56,8 +57,7 @@ def main() -> int:
 
 def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
     task, budget = Task(**payload["task"]), Budget.from_json(payload["budget"])
-    if not task.inputs.get("own_code"):
-        _keep_pandas_out()
+    import_pandas_late()
     module, _, name = task.function.partition(":")
     function = getattr(importlib.import_module(module), name)
     for library in task.inputs.get("imports", ()):
@@ -84,31 +84,6 @@ def _run(payload: Mapping[str, Any], pipe: IO[str]) -> tuple[TaskResult, int]:
     scope = Scope(task.stage, task.name, payload["context"], budget, governor, emit, started, keep, at, resume)
     result = function(task, scope)
     return result, measure_self().counted_bytes
-
-
-class _NoPandas:
-    """Finds that pandas is not installed."""
-
-    @staticmethod
-    def find_spec(name: str, path: object = None, target: object = None) -> None:
-        del path, target
-        if name == "pandas":
-            raise ModuleNotFoundError(name, name=name)
-
-
-def _keep_pandas_out() -> None:
-    """Make pyarrow's one search for pandas fail: it imports it at the first value of any kind, where it is installed.
-
-    That takes 0.1 to 0.3 s and 24 MiB for nothing. Whoever imports pandas later gets it, and ``to_pandas`` works; only
-    a Series given to ``pyarrow.array`` would be read as any other sequence, so a pipeline's own code is spared this.
-    """
-    sys.meta_path.insert(0, _NoPandas)
-    try:
-        import pyarrow as pa
-
-        pa.scalar(0)
-    finally:
-        sys.meta_path.remove(_NoPandas)
 
 
 def _say(pipe: IO[str], value: Mapping[str, Any]) -> None:

@@ -279,7 +279,6 @@ def _stream_tasks(
         "spec": feature_set,
         "code": context.spec_hash(),
         "imports": ["polars"],
-        "own_code": context.spec.features.transform is not None,
     }
     if bounds["in_order"] and not done:
         task = Task(stage, f"{feature_set}.stream.{plan.n}", "engine.features.row_streams:run_stream", inputs)
@@ -380,7 +379,6 @@ def _window_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, P
         "spec": feature_set,
         "code": context.spec_hash(),
         "imports": ["polars"],
-        "own_code": context.spec.features.transform is not None,
         "segments": _segments_in_reach(context, plan),
     }
     task = Task(stage, f"{feature_set}.windows.{plan.n}", "engine.features.window_slices:run", inputs)
