@@ -21,6 +21,9 @@ from engine.features.casting import as_float32, as_texts
 from engine.features.prefix_sums import Expansion, running_sums, sum_squared_deviations
 
 _FORMAT = 1
+MOST_CATEGORIES = 1_000
+"""Of a column that have a code of their own, unless asked for otherwise."""
+
 COUNTED_CATEGORY_BYTES = 6 * 2**20
 """Of a categorical column while it is counted: 24,384 texts of some tens of bytes, each with its count, at most."""
 
@@ -156,7 +159,9 @@ class EncoderBuilder:
     at most 8 x ``max_categories`` + 16,384 texts a column, each of 512 bytes at most.
     """
 
-    def __init__(self, *, numeric: Sequence[str], categorical: Sequence[str], max_categories: int = 1000) -> None:
+    def __init__(
+        self, *, numeric: Sequence[str], categorical: Sequence[str], max_categories: int = MOST_CATEGORIES
+    ) -> None:
         if not 1 <= max_categories < 2**24:
             raise ValueError(f"max_categories is {max_categories:,}; float32 holds codes from 1 to {2**24 - 1:,}")
         self._numbers = [_Numbers(name) for name in numeric]

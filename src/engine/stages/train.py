@@ -149,7 +149,6 @@ def forecast(context: StageContext) -> list[Forecast]:
         context.spec,
         rows=rows,
         positives=int(rows * share),
-        features=features,
         available_bytes=fit_bytes(context),
         row_share=fit_share(context),
         budget=context.budget,

@@ -51,7 +51,6 @@ def run(task: Task, scope: Scope) -> TaskResult:
         context.spec,
         rows=seen.rows,
         positives=seen.positives,
-        features=len(seen.encoder.feature_names),
         available_bytes=int(task.inputs["available_bytes"]),
         row_share=float(task.inputs["row_share"]),
         budget=scope.budget,

@@ -6,7 +6,7 @@ What each learner takes it says itself (``learning/learners/``); what learned ro
 from __future__ import annotations
 
 from engine.errors import PlanRefused
-from engine.features.encoders import COUNTED_CATEGORY_BYTES
+from engine.features.encoders import COUNTED_CATEGORY_BYTES, MOST_CATEGORIES
 from engine.features.labelled import labelled_terms
 from engine.learning.learners import learner
 from engine.learning.sampling import sampling_rate_for
@@ -25,7 +25,6 @@ def sampling_rate(
     *,
     rows: int,
     positives: int,
-    features: int,
     available_bytes: int,
     row_share: float,
     budget: Budget,
@@ -39,7 +38,7 @@ def sampling_rate(
     """
     if spec.learner.sampling_rate is not None:
         return spec.learner.sampling_rate
-    terms = learner(spec.learner.kind).project(rows, features=features, parameters=spec.learner.parameters)
+    terms = _learner_terms(spec, rows)
     if not rows or not terms["rows"]:
         return 1.0
     available = available_bytes - sum(size for term, size in terms.items() if term != "rows")
@@ -78,6 +77,16 @@ def _shared_terms(context: StageContext) -> dict[str, int]:
     }
 
 
+def _learner_terms(spec: PipelineSpec, rows: int) -> dict[str, int]:
+    """Return what the pipeline's learner takes for so many rows, by term."""
+    return learner(spec.learner.kind).project(
+        rows,
+        features=len(spec.features.names()),
+        parameters=spec.learner.parameters,
+        codes=[MOST_CATEGORIES + 1] * len(spec.features.categorical),
+    )
+
+
 def project_cache(context: StageContext) -> Projection:
     """Return what making the training cache takes."""
     terms = {
@@ -90,8 +99,7 @@ def project_cache(context: StageContext) -> Projection:
 
 def project_fit(context: StageContext, rows: int) -> Projection:
     """Return what fitting on so many rows takes."""
-    mine = learner(context.spec.learner.kind)
-    terms = mine.project(rows, features=len(context.spec.features.names()), parameters=context.spec.learner.parameters)
+    terms = _learner_terms(context.spec, rows)
     first = terms["rows"] / rows if rows else 0.0
     terms = {**_shared_terms(context), **terms, "rows": int(rows * fit_share(context) * first)}
     return Projection(

@@ -149,7 +149,7 @@ def test_reading_labelled_rows() -> None:
 def test_training(context: StageContext) -> None:
     _check(training.project_cache(context), LABELLED + COLUMNS * MIB + 2 * COUNTED_CATEGORY_BYTES)
     mine = learner(context.spec.learner.kind)
-    terms = mine.project(ROWS, features=COLUMNS, parameters=context.spec.learner.parameters)
+    terms = mine.project(ROWS, features=COLUMNS, parameters=context.spec.learner.parameters, codes=[1_001, 1_001])
     fit = training.project_fit(context, ROWS)
     _check(fit, sum(terms.values()) + 6 * BATCH + 100_000 * 120)
     assert (fit.rows, fit.row_term) == (ROWS, "rows")
@@ -163,7 +163,6 @@ def test_training_names_a_budget_in_which_the_positives_fit(context: StageContex
             mine.spec,
             rows=10_000_019,
             positives=4_000_037,
-            features=COLUMNS,
             available_bytes=training.fit_bytes(mine),
             row_share=1.0,
             budget=budget,

@@ -56,7 +56,9 @@ class Learner(Protocol):
             When one is unknown, of a wrong type or out of range.
         """
 
-    def project(self, rows: int, *, features: int, parameters: Mapping[str, Any], max_codes: int = 0) -> dict[str, int]:
+    def project(
+        self, rows: int, *, features: int, parameters: Mapping[str, Any], codes: Sequence[int] = ()
+    ) -> dict[str, int]:
         """Return the bytes that a fit needs, by named term.
 
         The term ``rows`` is proportional to them; the others do not exceed a bound as rows grow.
@@ -67,8 +69,8 @@ class Learner(Protocol):
             Of the training cache.
         parameters
             As in the pipeline file; unchecked.
-        max_codes
-            Codes of the categorical feature that has the most.
+        codes
+            How many codes each categorical one of the features may have.
         """
 
     def fit(

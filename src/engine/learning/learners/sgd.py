@@ -85,7 +85,9 @@ class SGD:
         """Return all parameters, defaults filled in; see ``Learner.check``."""
         return checked(parameters, kind=self.kind, allowed=_ALLOWED, other_names=_OTHER_NAMES, refused=_REFUSED)
 
-    def project(self, rows: int, *, features: int, parameters: Mapping[str, Any], max_codes: int = 0) -> dict[str, int]:
+    def project(
+        self, rows: int, *, features: int, parameters: Mapping[str, Any], codes: Sequence[int] = ()
+    ) -> dict[str, int]:
         """Return the bytes that a fit needs, by named term; see ``Learner.project``."""
         self.check(parameters)
         blocks = -(-rows // _block_rows(features))
@@ -96,7 +98,8 @@ class SGD:
             # the blocks, their shuffled copy, and the buffer before it until it is replaced
             "shuffled buffer": buffered * (3 * (4 * features + 9) + 8),
             "sparse part": min(rows, _PART_ROWS) * features * 96,
-            "model": features * (max_codes + 2) * 8 * 4,  # the last weights, their mean, and copies of both
+            # the last weights, their mean, and copies of both
+            "model": (2 * (features - len(codes)) + sum(codes) + len(codes)) * 8 * 4,
         }
 
     def fit(
