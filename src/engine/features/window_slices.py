@@ -108,6 +108,7 @@ class _Spans:
                     self._chunks += writing.result()
                     writing = behind.submit(self._write, number, out)
                     self._say_progress(out.num_rows)
+                    self._scope.governor.step_done()
             self._chunks += writing.result()
             for synced in self._syncing:
                 synced.result()
