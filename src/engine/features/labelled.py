@@ -5,7 +5,7 @@ Used by training, validation and monitoring; which rows they take is theirs to s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +15,7 @@ import pyarrow as pa
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.features.label_events import latest_labels
+from engine.memory.governor import Governor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,7 +55,7 @@ def labelled_rows(
     schema: pa.Schema,
     low: datetime | None,
     high: datetime | None,
-    batch_bytes: int | Callable[[], int],
+    governor: Governor,
 ) -> Iterator[pl.DataFrame]:
     """Yield rows with event time in ``[low, high)`` that have a label, with it as the boolean column ``label``.
 
@@ -66,6 +67,8 @@ def labelled_rows(
         To read beside those two.
     schema
         Of the table, for columns that older chunks lack.
+    governor
+        Says how large a batch may be, and is told what has passed.
 
     Notes
     -----
@@ -84,7 +87,7 @@ def labelled_rows(
             [chunk.path for chunk in mine],
             columns=names,
             schema=part,
-            batch_bytes=batch_bytes,
+            batch_bytes=governor.batch_bytes,
             span=("event_time", start, end),
         ):
             rows = pl.DataFrame(batch).join(known, on="key", how="left", maintain_order="left")
@@ -95,8 +98,8 @@ def labelled_rows(
             rows = rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
             if rows.height:
                 yield rows
-        # What the C library has freed it keeps in pieces: 20 bytes a row, without end, if nobody asks for them.
-        pa.default_memory_pool().release_unused()
+            governor.passed(batch.nbytes)
+        governor.passed(known.height * _LABEL_BYTES)
 
 
 def spans_of(

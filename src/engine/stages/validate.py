@@ -300,5 +300,5 @@ def _rows(
         schema=schema,
         low=parse_time(inputs["split"]["validate_from"]),
         high=parse_time(inputs["split"]["cutoff"]),
-        batch_bytes=scope.governor.batch_bytes,
+        governor=scope.governor,
     )
