@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.streams import uneven_terms
 from engine.features.label_events import latest_labels
 from engine.memory.governor import Governor
 
@@ -37,13 +38,26 @@ class LabelView:
     delay: timedelta
 
 
-def labelled_terms(batch_bytes: int) -> dict[str, int]:
-    """Return what ``labelled_rows`` holds with batches of this size, in bytes by the name of a projection's term."""
+def labelled_terms(
+    batch_bytes: int, *, rows: int | None = None, row_bytes: float | None = None, largest_row_bytes: int = 0
+) -> dict[str, int]:
+    """Return what ``labelled_rows`` holds with batches of this size, in bytes by the name of a projection's term.
+
+    Parameters
+    ----------
+    rows, row_bytes
+        Of the table that is read, at most, and of the columns that are; None: not known.
+    largest_row_bytes
+        Of the table that is read; 0 where its rows are small.
+    """
+    span = _ROWS_PER_SPAN if rows is None else min(rows, _ROWS_PER_SPAN)
+    whole = batch_bytes if rows is None or row_bytes is None else int(rows * row_bytes)
     return {
-        "batches in flight": batch_bytes * _COPIES,
-        "labels of one span": _ROWS_PER_SPAN * _LABEL_BYTES,
+        "batches in flight": min(batch_bytes, whole) * _COPIES,
+        "labels of one span": span * _LABEL_BYTES,
         "row group being read": ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
+        **uneven_terms(largest_row_bytes, batch_bytes=batch_bytes, copies=_COPIES),
     }
 
 
