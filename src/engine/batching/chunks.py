@@ -101,7 +101,9 @@ class ChunkWriter:
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
         self._encodings = {field.name: "DELTA_BINARY_PACKED" for field in schema if _is_whole(field.type)}
-        self._unbounded = [field.name for field in schema if fixed_width(field.type) is None]
+        widths = {field.name: fixed_width(field.type) for field in schema}
+        self._unbounded = [name for name, width in widths.items() if width is None]
+        self._fixed_bytes = sum(int(width) for width in widths.values() if width is not None)
         self._held: dict[str, list[int]] = {}
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.RecordBatch] = []
@@ -129,7 +131,7 @@ class ChunkWriter:
             return
         if self._rows + batch.num_rows > self._chunk_rows and self._rows:
             self._finish()
-        largest = largest_row(batch)
+        largest = self._fixed_bytes + sum(largest_value(batch.column(name)) for name in self._unbounded)
         self._largest_row_bytes = max(self._largest_row_bytes, largest if largest > LARGE_ROW_BYTES else 0)
         for piece in sliced(batch, self._row_group_bytes):
             self._pending.append(piece)
@@ -246,12 +248,8 @@ def sliced(batch: pa.RecordBatch, most_bytes: int) -> Iterator[pa.RecordBatch]:
         yield from sliced(batch.slice(start, step), most_bytes)
 
 
-def largest_row(batch: pa.RecordBatch) -> int:
-    """Return what the largest row of a batch takes in memory, at most: the largest value of each column."""
-    return sum(_largest_value(column) for column in batch.columns)
-
-
-def _largest_value(values: pa.Array) -> int:
+def largest_value(values: pa.Array) -> int:
+    """Return what the largest value of a column takes in memory, at most: the column, where its type does not tell."""
     kind = values.type
     width = fixed_width(kind)
     if width is not None:
@@ -259,7 +257,7 @@ def _largest_value(values: pa.Array) -> int:
     if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
         return pc.max(pc.binary_length(values)).as_py() or 0
     if pa.types.is_struct(kind):
-        return sum(_largest_value(field) for field in values.flatten())
+        return sum(largest_value(field) for field in values.flatten())
     of_value = fixed_width(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
     if of_value is not None:
         return int((pc.max(pc.list_value_length(values)).as_py() or 0) * of_value)
