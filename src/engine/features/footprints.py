@@ -29,7 +29,7 @@ _ALONE_SHARE = 3 / _WINDOWED_COPIES  # where a slice is one span
 _GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
 _SEARCH_COPIES = 6  # a batch, its transform and results
 _STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
-_LABEL_COPIES = 6
+_LABEL_COPIES, _WINDOW_KEY_COPIES = 6, 5  # keys come from raw: a label record is read without them
 _LABEL_BYTES = 64  # a label record in memory, before its window keys
 _WINDOW_KEY_BYTES = 32  # of a label record, each
 _SEGMENT_ROW_BYTES = 48  # of label events while their segments are built
@@ -76,12 +76,13 @@ def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
 
 def project_labels(context: StageContext, rows: int) -> Projection:
     """Return what joining a commit of so many label records takes."""
-    row_bytes = _LABEL_BYTES + _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
+    keys = _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
     terms = {
-        "label records": rows * row_bytes * _LABEL_COPIES,
+        "label records": rows * (_LABEL_BYTES * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES),
         "batches in flight": min(3 * context.budget.batch_bytes, rows * _LABEL_BYTES),
         "window segments in hand": rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
     }
     return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms)
 

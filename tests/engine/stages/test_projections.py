@@ -132,7 +132,7 @@ def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, 
 
 def test_joining_labels(context: StageContext) -> None:
     for rows, batches in ((ROWS, 3 * BATCH), (503, 503 * 64)):
-        expected = rows * (64 + 32) * 6 + batches + rows * 48 + 2 * GROUP
+        expected = rows * (64 * 6 + 32 * 5) + batches + rows * 48 + 2 * GROUP + 12 * MIB
         _check(footprints.project_labels(context, rows), expected)
 
 
