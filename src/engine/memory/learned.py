@@ -16,7 +16,7 @@ _MARGIN = 1.05
 
 _FIRST_RESERVED = {
     "compact": 46 * _MIB,
-    "extract": 44 * _MIB,
+    "extract": 46 * _MIB,
     "extract.settle": 48 * _MIB,
     "prepare": 57 * _MIB,
     "train.cache": 57 * _MIB,

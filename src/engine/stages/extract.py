@@ -41,7 +41,7 @@ SLICE_ROWS = {"raw": 10_000_000, "labels": 250_000}
 once."""
 
 _PAGE_BYTES = 2**18  # on average, where columns are many
-_LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 24 * 2**20  # of few: 18 MiB with 32 columns of one large row group
+_LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 32 * 2**20  # of few: with 32 of one large row group 24 MiB are used up
 _VALUE_COPIES = 3  # of a large value: Arrow decompresses its page, decodes it, and has the batch
 _DRIVER_COPIES = 3  # of what the driver gives, before it is cut into batches: its own, one ahead, the one that is cut
 _LONGER = 1.2  # times the rows that were looked at: so much larger may others be on average

@@ -84,7 +84,8 @@ SMALL = Budget(512 * MIB, batch_bytes=BATCH)
     ("columns", "files", "pages"),
     [
         (13, True, 13 * MIB),
-        (31, True, 24 * MIB),
+        (31, True, 31 * MIB),
+        (101, True, 32 * MIB),
         (1_009, True, 1_009 * MIB // 4),
         (13, False, 13 * MIB // 4),
     ],
