@@ -70,3 +70,9 @@ def primary_table(workspace: Workspace, app: str) -> Table:
 def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:
     """Return the plan that an app wrote down and has not committed, or None: it is resumed by the stage's next run."""
     return workspace.journal.plan(app, primary_table(workspace, app).transaction(app) + 1)
+
+
+def largest_row_bytes(workspace: Workspace, app: str) -> int:
+    """Return what the largest row takes that an app ever committed to its table; 0 while all of them are small."""
+    n = primary_table(workspace, app).transaction(app)
+    return int(((workspace.journal.commit(app, n) if n else None) or {}).get("largest_row_bytes", 0))

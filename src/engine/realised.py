@@ -159,7 +159,7 @@ class Realised:
             schema=self._schema,
             low=low,
             high=high,
-            batch_bytes=self._scope.governor.batch_bytes,
+            governor=self._scope.governor,
         ):
             self._scope.governor.wait()
             rows = rows.filter(honest)

@@ -32,6 +32,7 @@ class ChunkRef:
     rows: int
     bytes: int  # on disk
     memory_bytes: int = 0  # as Arrow batches, when written
+    largest_row_bytes: int = 0  # of them, at most; 0 where all rows are small
     # by column: minimum, maximum (JSON values; timestamps as ISO 8601 UTC) and null count
     minimum: Mapping[str, Any] = field(default_factory=dict)
     maximum: Mapping[str, Any] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +37,13 @@ HELD_BYTES = "headrace.held_bytes"
 Parquet counts encoded bytes: two megabytes of constant text, or of long runs, may be two gigabytes in memory.
 """
 
+LARGEST_ROW = "headrace.largest_row_bytes"
+"""Of a chunk's footer: what its largest row takes in memory, at most; 0 where all rows are small."""
+
+LARGE_ROW_BYTES = 64 * 2**10
+"""A row that is smaller makes no difference to a batch, wherever it lies."""
+
+_EVEN = 1.25  # times a bound: pieces that are so much larger are not cut again
 _SAMPLE_ROWS = 10_000
 _LEAST_SAMPLE_ROWS = 1_000
 _NOISE = 0.9  # compressed size to size: it takes a fifth of the time of writing, for files 3 % smaller
@@ -94,13 +101,16 @@ class ChunkWriter:
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
         ]
         self._encodings = {field.name: "DELTA_BINARY_PACKED" for field in schema if _is_whole(field.type)}
-        self._unbounded = [field.name for field in schema if fixed_width(field.type) is None]
+        widths = {field.name: fixed_width(field.type) for field in schema}
+        self._unbounded = [name for name, width in widths.items() if width is None]
+        self._fixed_bytes = sum(int(width) for width in widths.values() if width is not None)
         self._held: dict[str, list[int]] = {}
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._rows = 0
         self._memory_bytes = 0
+        self._largest_row_bytes = 0
         self.chunks: list[ChunkRef] = list(written)
 
     def __enter__(self) -> Self:
@@ -121,12 +131,15 @@ class ChunkWriter:
             return
         if self._rows + batch.num_rows > self._chunk_rows and self._rows:
             self._finish()
-        self._pending.append(batch)
-        self._pending_bytes += batch.nbytes
+        largest = self._fixed_bytes + sum(largest_value(batch.column(name)) for name in self._unbounded)
+        self._largest_row_bytes = max(self._largest_row_bytes, largest if largest > LARGE_ROW_BYTES else 0)
+        for piece in sliced(batch, self._row_group_bytes):
+            self._pending.append(piece)
+            self._pending_bytes += piece.nbytes
+            if self._pending_bytes >= self._row_group_bytes:
+                self._flush()
         self._rows += batch.num_rows
         self._memory_bytes += batch.nbytes
-        if self._pending_bytes >= self._row_group_bytes:
-            self._flush()
 
     @property
     def open_rows(self) -> int:
@@ -185,13 +198,19 @@ class ChunkWriter:
         self._flush()
         if self._writer is None:
             return
-        self._writer.add_key_value_metadata({HELD_BYTES: json.dumps(self._held)})
+        largest = self._largest_row_bytes
+        self._writer.add_key_value_metadata({HELD_BYTES: json.dumps(self._held), LARGEST_ROW: str(largest)})
         self._writer.close()
         self._writer, self._held = None, {}
-        ref = adopt_chunk(self._temporary, self._directory / self._name, memory_bytes=self._memory_bytes)
+        ref = adopt_chunk(
+            self._temporary,
+            self._directory / self._name,
+            memory_bytes=self._memory_bytes,
+            largest_row_bytes=largest,
+        )
         self.chunks.append(ref)
         self._rows = 0
-        self._memory_bytes = 0
+        self._memory_bytes = self._largest_row_bytes = 0
         if self._on_chunk is not None:
             self._on_chunk(ref)
 
@@ -218,6 +237,39 @@ def fixed_width(kind: pa.DataType) -> float | None:
         return None
 
 
+def sliced(batch: pa.RecordBatch, most_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Yield a batch in pieces of about so many bytes at most, or of one row; nothing is copied."""
+    size, rows = batch.nbytes, batch.num_rows
+    if rows <= 1 or size <= _EVEN * most_bytes:
+        yield batch
+        return
+    step = max(1, min(rows // 2, int(rows * most_bytes / size)))
+    for start in range(0, rows, step):
+        yield from sliced(batch.slice(start, step), most_bytes)
+
+
+def largest_value(values: pa.Array) -> int:
+    """Return what the largest value of a column takes in memory, at most: the column, where its type does not tell."""
+    kind = values.type
+    width = fixed_width(kind)
+    if width is not None:
+        return int(width)
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        return pc.max(pc.binary_length(values)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(largest_value(field) for field in values.flatten())
+    of_value = fixed_width(kind.value_type) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    if of_value is not None:
+        return int((pc.max(pc.list_value_length(values)).as_py() or 0) * of_value)
+    return int(values.nbytes)
+
+
+def fixed_row_bytes(schema: pa.Schema) -> float | None:
+    """Return the bytes of a row in memory, None where that depends on its values."""
+    widths = [fixed_width(field.type) for field in schema]
+    return None if None in widths else sum(width for width in widths if width is not None)
+
+
 def most_chunk_rows(schema: pa.Schema) -> int:
     """Return how many rows a chunk has at most: a million, or fewer where columns make its footer large."""
     leaves = [leaf for field in schema for leaf in _leaves(field.type)]
@@ -232,14 +284,14 @@ def _leaves(kind: pa.DataType) -> list[pa.DataType]:
     return [leaf for one in inner for leaf in _leaves(one)] if inner else [kind]
 
 
-def adopt_chunk(temporary: Path, final: Path, *, memory_bytes: int) -> ChunkRef:
+def adopt_chunk(temporary: Path, final: Path, *, memory_bytes: int, largest_row_bytes: int = 0) -> ChunkRef:
     """Give a finished Parquet file its final name, and return what plans and tables have to know of it."""
-    ref = _describe(temporary, name=final.name, memory_bytes=memory_bytes)
+    ref = _describe(temporary, name=final.name, memory_bytes=memory_bytes, largest_row_bytes=largest_row_bytes)
     replace_synced(temporary, final)
     return ref
 
 
-def _describe(path: Path, *, name: str, memory_bytes: int) -> ChunkRef:
+def _describe(path: Path, *, name: str, memory_bytes: int, largest_row_bytes: int) -> ChunkRef:
     metadata = pq.read_metadata(path)
     minimum: dict[str, Any] = {}
     maximum: dict[str, Any] = {}
@@ -272,6 +324,7 @@ def _describe(path: Path, *, name: str, memory_bytes: int) -> ChunkRef:
         rows=metadata.num_rows,
         bytes=os.path.getsize(path),
         memory_bytes=memory_bytes,
+        largest_row_bytes=largest_row_bytes,
         minimum={key: _json(value) for key, value in minimum.items()},
         maximum={key: _json(value) for key, value in maximum.items()},
         nulls=nulls,

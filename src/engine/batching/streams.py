@@ -5,6 +5,7 @@ Whole files or row groups are never held; a damaged chunk is a typed error that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from engine.batching.chunks import HELD_BYTES, ROW_GROUP_BYTES, fixed_width
+from engine.batching.chunks import HELD_BYTES, LARGE_ROW_BYTES, LARGEST_ROW, ROW_GROUP_BYTES, fixed_width, sliced
 from engine.errors import TableError
 
 _DEFAULT_BYTES_PER_ROW = 256.0  # of a group without rows
@@ -52,13 +53,20 @@ def read_batches(
     """
     for path in paths:
         limit = batch_bytes() if callable(batch_bytes) else batch_bytes
-        try:
+        with _named(path):
             yield from _read_one(path, columns=columns, batch_bytes=limit, schema=schema, span=span)
-        except (pa.ArrowException, OSError) as error:
-            raise TableError(
-                f"chunk {path} cannot be read: {str(error).splitlines()[0]}",
-                hint="the file is damaged or gone: restore it from a backup; other chunks and tables are intact",
-            ) from error
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the chunk in what goes wrong with it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(
+            f"chunk {path} cannot be read: {str(error).splitlines()[0]}",
+            hint="the file is damaged or gone: restore it from a backup; other chunks and tables are intact",
+        ) from error
 
 
 def _read_one(
@@ -69,7 +77,7 @@ def _read_one(
     schema: pa.Schema | None,
     span: tuple[str, datetime | None, datetime | None] | None,
 ) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True) as file:
+    with _opened(path) as file:
         present = set(file.schema_arrow.names)
         wanted = list(columns) if columns is not None else file.schema_arrow.names
         needed = [name for name in wanted if name in present]
@@ -80,8 +88,8 @@ def _read_one(
             rows = rows_for(batch_bytes, bytes_per_row=size)
             for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=needed, use_threads=False):
                 kept = batch if span is None else _within(batch, *span)
-                if kept.num_rows:
-                    yield _select(kept, wanted, schema)
+                if kept.num_rows:  # rows of very different sizes may lie in one row group
+                    yield from sliced(_select(kept, wanted, schema), batch_bytes)
 
 
 def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime | None] | None) -> list[int]:
@@ -109,6 +117,54 @@ def largest_row_bytes(path: Path, columns: Sequence[str]) -> float:
     """Return what a row of a chunk takes in memory in the row group where rows are largest, 0 without rows."""
     with pq.ParquetFile(path) as file:
         return max(_row_sizes(file, columns), default=0.0)
+
+
+def read_weighed(
+    paths: Sequence[Path], *, of: Sequence[str], span: tuple[str, datetime | None, datetime | None]
+) -> Iterator[tuple[pa.Array, float]]:
+    """Yield a span's column of its rows, each part with what its rows take of other columns, in bytes on average.
+
+    Parameters
+    ----------
+    of
+        Those columns, as far as a file has them.
+
+    Raises
+    ------
+    TableError
+        As ``read_batches``.
+    """
+    for path in paths:
+        with _named(path), _opened(path) as file:
+            present = set(file.schema_arrow.names)
+            sizes = _row_sizes(file, [name for name in of if name in present])
+            for group in _row_groups(file, span):
+                for batch in file.iter_batches(
+                    batch_size=_MAX_ROWS, row_groups=[group], columns=[span[0]], use_threads=False
+                ):
+                    kept = _within(batch, *span)
+                    if kept.num_rows:
+                        yield kept.column(0), sizes[group]
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True)
+
+
+def said_largest_row(path: Path) -> int:
+    """Return what the footer of a chunk says of its largest row, in bytes: 0 of small ones, and where it is silent."""
+    return int((pq.read_metadata(path).metadata or {}).get(LARGEST_ROW.encode(), 0))
+
+
+def uneven_terms(largest_row_bytes: int, *, batch_bytes: int, copies: int) -> dict[str, int]:
+    """Return what reading takes beyond batches of even rows, in bytes by the name of a projection's term.
+
+    A row that is larger than a batch goes alone, in as many copies as a batch. Where rows are large, what is decoded of
+    a row group at once may be all of it, before it is cut into batches.
+    """
+    if largest_row_bytes <= LARGE_ROW_BYTES:
+        return {}
+    return {"large rows": copies * max(0, largest_row_bytes - batch_bytes) + 2 * ROW_GROUP_BYTES}
 
 
 def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:

@@ -8,14 +8,16 @@ and ``row_streams.py``.
 from __future__ import annotations
 
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.streams import uneven_terms
 from engine.features.label_slices import label_window_keys
 from engine.features.row_slices import search_rows
 from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
-from engine.features.tiers import TIER_KEY_BYTES, TIER_PAIR_BYTES
+from engine.features.tiers import FAN_IN, TIER_KEY_BYTES, TIER_PAIR_BYTES
 from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
 from engine.features.window_slices import tier_keys
+from engine.layout import largest_row_bytes
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 
@@ -23,10 +25,11 @@ UNKNOWN_ROW_BYTES = 64.0
 """Of a raw row, before any was extracted."""
 
 _WINDOWED_COPIES = 5  # a span as read and sorted (3), the one that is searched, the one that is written
+_ALONE_SHARE = 3 / _WINDOWED_COPIES  # where a slice is one span
 _GATHER_COPIES = 3  # the span as read, and key, cursor and event time while they are sorted
 _SEARCH_COPIES = 6  # a batch, its transform and results
 _STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
-_LABEL_COPIES = 6
+_LABEL_COPIES, _WINDOW_KEY_COPIES = 6, 5  # keys come from raw: a label record is read without them
 _LABEL_BYTES = 64  # a label record in memory, before its window keys
 _WINDOW_KEY_BYTES = 32  # of a label record, each
 _SEGMENT_ROW_BYTES = 48  # of label events while their segments are built
@@ -73,21 +76,35 @@ def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
 
 def project_labels(context: StageContext, rows: int) -> Projection:
     """Return what joining a commit of so many label records takes."""
-    row_bytes = _LABEL_BYTES + _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
+    keys = _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
     terms = {
-        "label records": rows * row_bytes * _LABEL_COPIES,
-        "batches in flight": 3 * context.budget.batch_bytes,
+        "label records": rows * (_LABEL_BYTES * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES),
+        "batches in flight": min(3 * context.budget.batch_bytes, rows * _LABEL_BYTES),
         "window segments in hand": rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
+        "freed, not yet given back": _UNRETURNED_BYTES,
     }
     return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms)
 
 
-def project_windows(context: StageContext, rows: int, row_bytes: float) -> Projection:
-    """Return what gathering, searching and writing spans of at most so many rows takes: one of each at a time."""
+def project_windows(
+    context: StageContext, rows: int, row_bytes: float, *, spans: int = 2, segments: int | None = None
+) -> Projection:
+    """Return what gathering, searching and writing spans of at most so many rows takes: one of each at a time.
+
+    Parameters
+    ----------
+    spans
+        Of the slice. A single one is gathered, searched and written one after another: what is held is what searching
+        it takes, and what the others take beyond that.
+    segments
+        With the same keys that windows may reach at most; None: not known.
+    """
     features, table = context.spec.features, context.spec.feature_set
     columns, windows = len(features.names()), features.windows
-    held = context.learned.row_bytes("prepare.windows", table, base=row_bytes, copies=_WINDOWED_COPIES)
+    alone = spans == 1
+    base = row_bytes * (_ALONE_SHARE if alone else 1)
+    held = context.learned.row_bytes("prepare.windows", table, base=base, copies=_WINDOWED_COPIES)
     plans = segment_plans(features, over="events")
     building = [
         segment_build_bytes_per_row(
@@ -101,18 +118,25 @@ def project_windows(context: StageContext, rows: int, row_bytes: float) -> Proje
     ]
     counted = max((len(plan.distinct) for plan in plans), default=0)
     blocks = [window_block_bytes(window, rows=rows, threads=context.budget.threads) for window in windows]
+    results = rows * max((window_bytes_per_row(window) for window in windows), default=0)
+    searching = results + max(blocks, default=0)
+    reading = {"batches in flight": 2 * context.budget.batch_bytes, "row group being read": ROW_GROUP_BYTES}
+    writing = {"row group being written": 2 * ROW_GROUP_BYTES, "page of each column": (columns + 3) * _PAGE_BYTES}
+    beside = {**reading, **writing}
+    if alone:
+        most = max(sum(reading.values()), sum(writing.values()))
+        beside = {"reading or writing, beyond what searching held": max(0, most - searching)}
+    tiers = segments is None or segments >= FAN_IN
     terms = {
         _SPANS: int(rows * held),
         _BUILDING: min(rows, SEGMENT_ROWS) * max(building, default=0),
-        _TIER: tier_keys(rows) * (TIER_KEY_BYTES + TIER_PAIR_BYTES * counted),
-        _RESULTS: rows * (16 * columns + max((window_bytes_per_row(window) for window in windows), default=0)),
+        _TIER: tier_keys(rows) * (TIER_KEY_BYTES + TIER_PAIR_BYTES * counted) if tiers else 0,
+        _RESULTS: results + rows * (8 if alone else 16) * columns,
         "blocks being searched": max(blocks, default=0),
-        "batches in flight": 2 * context.budget.batch_bytes,
-        "row group being read": ROW_GROUP_BYTES,
-        "row group being written": 2 * ROW_GROUP_BYTES,
-        "page of each column": (columns + 3) * _PAGE_BYTES,
+        **beside,
         "transform": _TRANSFORM_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
+        **_uneven_terms(context),
     }
     return Projection(
         stage="prepare.windows",
@@ -121,7 +145,7 @@ def project_windows(context: StageContext, rows: int, row_bytes: float) -> Proje
         rows=rows,
         row_term=_SPANS,
         table=table,
-        base_row_bytes=row_bytes,
+        base_row_bytes=base,
     )
 
 
@@ -149,6 +173,7 @@ def project_sort(context: StageContext, rows: int, row_bytes: float) -> Projecti
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (columns + 3) * _PAGE_BYTES,
         "transform": _TRANSFORM_BYTES,
+        **_uneven_terms(context),
     }
     return Projection(
         stage="prepare.sort",
@@ -165,6 +190,11 @@ def _sorted_row_bytes(context: StageContext, row_bytes: float) -> float:
     """Return what sorting a span holds for each of its rows, of ``row_bytes`` in memory."""
     table = context.spec.feature_set
     return context.learned.row_bytes("prepare.sort", table, base=row_bytes, copies=_GATHER_COPIES)
+
+
+def _uneven_terms(context: StageContext) -> dict[str, int]:
+    largest = largest_row_bytes(context.workspace, "extract:raw")
+    return uneven_terms(largest, batch_bytes=context.budget.batch_bytes, copies=_SEARCH_COPIES)
 
 
 def _reserved(context: StageContext) -> int:

@@ -5,7 +5,7 @@ Used by training, validation and monitoring; which rows they take is theirs to s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,9 @@ import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.streams import uneven_terms
 from engine.features.label_events import latest_labels
+from engine.memory.governor import Governor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -36,13 +38,26 @@ class LabelView:
     delay: timedelta
 
 
-def labelled_terms(batch_bytes: int) -> dict[str, int]:
-    """Return what ``labelled_rows`` holds with batches of this size, in bytes by the name of a projection's term."""
+def labelled_terms(
+    batch_bytes: int, *, rows: int | None = None, row_bytes: float | None = None, largest_row_bytes: int = 0
+) -> dict[str, int]:
+    """Return what ``labelled_rows`` holds with batches of this size, in bytes by the name of a projection's term.
+
+    Parameters
+    ----------
+    rows, row_bytes
+        Of the table that is read, at most, and of the columns that are; None: not known.
+    largest_row_bytes
+        Of the table that is read; 0 where its rows are small.
+    """
+    span = _ROWS_PER_SPAN if rows is None else min(rows, _ROWS_PER_SPAN)
+    whole = batch_bytes if rows is None or row_bytes is None else int(rows * row_bytes)
     return {
-        "batches in flight": batch_bytes * _COPIES,
-        "labels of one span": _ROWS_PER_SPAN * _LABEL_BYTES,
+        "batches in flight": min(batch_bytes, whole) * _COPIES,
+        "labels of one span": span * _LABEL_BYTES,
         "row group being read": ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
+        **uneven_terms(largest_row_bytes, batch_bytes=batch_bytes, copies=_COPIES),
     }
 
 
@@ -54,7 +69,7 @@ def labelled_rows(
     schema: pa.Schema,
     low: datetime | None,
     high: datetime | None,
-    batch_bytes: int | Callable[[], int],
+    governor: Governor,
 ) -> Iterator[pl.DataFrame]:
     """Yield rows with event time in ``[low, high)`` that have a label, with it as the boolean column ``label``.
 
@@ -66,6 +81,8 @@ def labelled_rows(
         To read beside those two.
     schema
         Of the table, for columns that older chunks lack.
+    governor
+        Says how large a batch may be, and is told what has passed.
 
     Notes
     -----
@@ -84,7 +101,7 @@ def labelled_rows(
             [chunk.path for chunk in mine],
             columns=names,
             schema=part,
-            batch_bytes=batch_bytes,
+            batch_bytes=governor.batch_bytes,
             span=("event_time", start, end),
         ):
             rows = pl.DataFrame(batch).join(known, on="key", how="left", maintain_order="left")
@@ -95,8 +112,8 @@ def labelled_rows(
             rows = rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
             if rows.height:
                 yield rows
-        # What the C library has freed it keeps in pieces: 20 bytes a row, without end, if nobody asks for them.
-        pa.default_memory_pool().release_unused()
+            governor.passed(batch.nbytes)
+        governor.passed(known.height * _LABEL_BYTES)
 
 
 def spans_of(

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine.batching import Chunk, read_batches
+from engine.batching.chunks import LARGE_ROW_BYTES
 from engine.batching.frames import to_arrow
 from engine.batching.streams import rows_for
 from engine.features.keys import sort_keys
@@ -66,9 +70,9 @@ def transformed(
     wanted = _used(spec)
     if spec.features.transform is None:
         return rows.columns(wanted)
-    row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)
+    row_bytes, batch_bytes = rows.table.nbytes / max(1, rows.table.num_rows), scope.governor.batch_bytes()
     pieces = []
-    for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes(), row_bytes=row_bytes)):
+    for piece in rows.in_order(search_rows(spec, batch_bytes, row_bytes=row_bytes), most_bytes=batch_bytes):
         out = transform(piece)
         pieces.append(out.select([name for name in wanted if name in out.column_names]))
     return pa.concat_tables(pieces)
@@ -93,14 +97,20 @@ class NewestRows:
         narrow = self.table.select(names)
         return narrow if self.order is None else narrow.take(self.order.to_arrow())
 
-    def in_order(self, rows: int) -> Iterator[pa.Table]:
-        """Yield them, so many at a time: the span is held once, not once more in order."""
-        if self.order is None:
-            for start in range(0, self.table.num_rows, rows):
-                yield self.table.slice(start, rows)
-            return
-        for start in range(0, len(self.order), rows):
-            yield self._taken(self.order.slice(start, rows))
+    def in_order(self, rows: int, *, most_bytes: int) -> Iterator[pa.Table]:
+        """Yield them, so many at a time, fewer where they would be much larger than ``most_bytes``.
+
+        The span is held once, not once more in order.
+        """
+        sizes = _large_rows(self.table, most_bytes)
+        for start in range(0, self.num_rows, rows):
+            count = min(rows, self.num_rows - start)
+            taken = None if self.order is None else self.order.slice(start, count)
+            for low, high in _parts(_of(sizes, start, count, taken), count, most_bytes):
+                if taken is None:
+                    yield self.table.slice(start + low, high - low)
+                else:
+                    yield self._taken(taken.slice(low, high - low))
 
     def _taken(self, rows: pl.Series) -> pa.Table:
         """Return some rows: by Polars where they lie near each other, eight times as fast, else by Arrow, in place."""
@@ -112,6 +122,40 @@ class NewestRows:
         if high - low < _NEAR * len(rows):
             return to_arrow(pl.DataFrame(self.table.slice(low, high - low + 1))[rows - low], self.table.schema)
         return self.table.take(rows.to_arrow())
+
+
+def _large_rows(table: pa.Table, most_bytes: int) -> npt.NDArray[np.int64] | None:
+    """Return the bytes of each row's texts, None where no part of ``most_bytes`` could be much of one row's."""
+    texts = [column for column in table.columns if pa.types.is_string(column.type) or pa.types.is_binary(column.type)]
+    lengths = [pc.binary_length(column) for column in texts]
+    if sum(pc.max(length).as_py() or 0 for length in lengths) <= min(LARGE_ROW_BYTES, most_bytes):
+        return None
+    sizes = np.zeros(table.num_rows, dtype=np.int64)
+    for length in lengths:
+        sizes += pc.fill_null(length, 0).to_numpy()
+    return sizes
+
+
+def _of(
+    sizes: npt.NDArray[np.int64] | None, start: int, count: int, taken: pl.Series | None
+) -> npt.NDArray[np.int64] | None:
+    if sizes is None:
+        return None
+    return sizes[start : start + count] if taken is None else sizes[taken.to_numpy()]
+
+
+def _parts(sizes: npt.NDArray[np.int64] | None, count: int, most_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield stretches of ``count`` rows of about ``most_bytes`` at most, or of one row."""
+    if sizes is None:
+        yield 0, count
+        return
+    ends = np.cumsum(sizes)
+    low = 0
+    while low < count:
+        before = int(ends[low - 1]) if low else 0
+        high = max(low + 1, int(np.searchsorted(ends, before + most_bytes, side="right")))
+        yield low, min(high, count)
+        low = high
 
 
 def newest_rows(

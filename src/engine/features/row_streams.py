@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
-from engine.batching.streams import largest_row_bytes
+from engine.batching.streams import largest_row_bytes, read_weighed, said_largest_row
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_order import RowOrder
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
@@ -106,13 +106,16 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
     chunks: list[ChunkRef] = []
     for number, (low, high, _) in enumerate(task.inputs["spans"]):
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
-        pieces = _pieces(mine, spec, low=low, high=high, rows=int(task.inputs["piece_rows"]))
+        most = int(task.inputs["piece_rows"])
+        most_bytes = most * float(task.inputs["row_bytes"])
+        pieces = _pieces(mine, schema, spec, low=low, high=high, rows=most, most_bytes=most_bytes)
         for part, (start, end) in enumerate(pieces):
             rows = newest_rows(mine, schema, spec, span=(time_of(start), time_of(end)), scope=scope)
             rows_in += rows.rows_in
             writer: ChunkWriter | None = None
             row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)
-            for piece in rows.in_order(search_rows(spec, scope.governor.batch_bytes(), row_bytes=row_bytes)):
+            batch_bytes = scope.governor.batch_bytes()
+            for piece in rows.in_order(search_rows(spec, batch_bytes, row_bytes=row_bytes), most_bytes=batch_bytes):
                 scope.governor.wait()
                 out = prepared_rows(transform(piece), spec)
                 if writer is None:
@@ -188,6 +191,7 @@ def _stream(
         return "not streamed: columns are of types that need a cast"
     names, frame = selected
     temporary = final.with_name(f".{final.name}.tmp")
+    largest = max(said_largest_row(chunk.path) for chunk in chunks)
     row_bytes = max(row_bytes, sum(_width(kind) for kind in names.values()))
     try:
         frame.sink_parquet(
@@ -197,7 +201,7 @@ def _stream(
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
         if order.holds(rows) and pq.read_metadata(temporary).num_rows == rows:
-            return adopt_chunk(temporary, final, memory_bytes=int(rows * row_bytes))
+            return adopt_chunk(temporary, final, memory_bytes=int(rows * row_bytes), largest_row_bytes=largest)
         why = "rows are not in order of event time and key, or not as many as planned: they are sorted"
     except pl.exceptions.PolarsError as error:
         # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.
@@ -255,19 +259,29 @@ def _width(kind: pl.DataType) -> int:
 
 
 def _pieces(
-    chunks: Sequence[Chunk], spec: PipelineSpec, *, low: int, high: int, rows: int
+    chunks: Sequence[Chunk],
+    schema: pa.Schema,
+    spec: PipelineSpec,
+    *,
+    low: int,
+    high: int,
+    rows: int,
+    most_bytes: float,
 ) -> Iterator[tuple[int, int]]:
-    """Yield stretches of the span of about ``rows`` rows at most, as far as a histogram of 65,536 bins can tell."""
+    """Yield stretches of the span of about ``rows`` rows and ``most_bytes`` at most, as far as 65,536 bins can tell."""
     width = max(1, -(-(high - low) // _BINS))
-    counts = np.zeros(_BINS, dtype=np.int64)
+    counts, sizes = np.zeros(_BINS, dtype=np.int64), np.zeros(_BINS)
     span = (spec.event_time, time_of(low), time_of(high))
-    for batch in read_batches([chunk.path for chunk in chunks], columns=[spec.event_time], span=span):
-        times = batch.column(0).cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
-        counts += np.bincount((times - low) // width, minlength=_BINS)
-    start = held = 0
+    for values, row_bytes in read_weighed([c.path for c in chunks], of=schema.names, span=span):
+        times = values.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        found = np.bincount((times - low) // width, minlength=_BINS)
+        counts += found
+        sizes += found * row_bytes
+    start = held = held_bytes = 0
     for index in np.flatnonzero(counts):
-        if held and held + counts[index] > rows:
+        if held and (held + counts[index] > rows or held_bytes + sizes[index] > most_bytes):
             yield low + start * width, min(high, low + int(index) * width)
-            start, held = int(index), 0
+            start, held, held_bytes = int(index), 0, 0
         held += int(counts[index])
+        held_bytes += int(sizes[index])
     yield low + start * width, high

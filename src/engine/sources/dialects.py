@@ -68,6 +68,8 @@ class Read:
 class Dialect(Protocol):
     """One kind of database, connected at first use."""
 
+    gives_asked_rows: bool  # whether a batch has as many rows as a range asks for, whatever their bytes
+
     def __init__(self, uri: SecretStr) -> None: ...
 
     def columns(self, table: str, *, key: str | None, times: Collection[str]) -> list[Column]:
@@ -78,6 +80,9 @@ class Dialect(Protocol):
 
     def read(self, wanted: Range) -> Iterator[Read]:
         """Yield batches in order; values that the columns' types cannot take are null there, and named in ``wrong``."""
+
+    def count(self, wanted: Range) -> int:
+        """Return how many rows a range has, at most its limit."""
 
     def close(self) -> None:
         """Disconnect."""

@@ -63,6 +63,8 @@ def open_generic(uri: SecretStr, dialects: Mapping[str, type[Dialect]]) -> Diale
 class Generic:
     """A database through the driver of that name."""
 
+    gives_asked_rows = False
+
     def __init__(self, uri: SecretStr, *, driver: str) -> None:
         self._uri = uri
         self._driver = driver
@@ -106,14 +108,20 @@ class Generic:
             f"SELECT {names} FROM {wanted.table} WHERE {where} "
             f"ORDER BY {cursor}, {key}{' NULLS LAST' if wanted.key.nullable else ''} LIMIT ?"
         )
-        bound = pa.RecordBatch.from_arrays(
-            [*values, pa.array([wanted.limit_rows], pa.int64())], names=[str(at) for at in range(len(values) + 1)]
-        )
+        bound = _bound(values, wanted.limit_rows)
         hint = "what was committed stays; run again to go on from there"
         with self._errors(f"reading {wanted.table} failed", hint=hint), self._connect().query(sql, bound) as reader:
             for batch in reader:
                 if batch.num_rows:
                     yield _typed(batch, wanted)
+
+    def count(self, wanted: Range) -> int:
+        """Return how many rows a range has, at most its limit."""
+        where, values = self._where(wanted)
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM {wanted.table} WHERE {where} LIMIT ?) AS found"
+        bound = _bound(values, wanted.limit_rows)
+        with self._errors(f"reading {wanted.table} failed"), self._connect().query(sql, bound) as reader:
+            return int(reader.read_all().column(0)[0].as_py())
 
     def close(self) -> None:
         """Disconnect."""
@@ -168,6 +176,12 @@ class _Errors:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: Any) -> None:
         if isinstance(value, (*ERRORS, ImportError)):
             raise SourceError(f"{self._what}: {scrub(str(value), self._uri)}", hint=self._hint) from None
+
+
+def _bound(values: list[pa.Array], limit_rows: int) -> pa.RecordBatch:
+    """Return the values of a condition and its limit as parameters."""
+    arrays = [*values, pa.array([limit_rows], pa.int64())]
+    return pa.RecordBatch.from_arrays(arrays, names=[str(at) for at in range(len(arrays))])
 
 
 def _place(driver: str, text: str) -> str:

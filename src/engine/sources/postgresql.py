@@ -4,7 +4,7 @@ and the query that reads them has none: it streams as COPY.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC
 from typing import Any
@@ -68,6 +68,8 @@ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog',
 class PostgreSQL:
     """A database, in a read-only session whose time zone is UTC."""
 
+    gives_asked_rows = False
+
     def __init__(self, uri: SecretStr) -> None:
         self._uri = uri
         self._session: Session | None = None
@@ -108,8 +110,7 @@ class PostgreSQL:
         times = [place for place, column in enumerate(wanted.columns) if _is_read_as_time(column, wanted)]
         try:
             session = self._connect()
-            for name, value in settings.items():
-                session.rows("SELECT set_config($1, $2, false)", (f"headrace.{name}", value))
+            self._set(settings)
             with session.query(sql, **{"adbc.postgresql.batch_size_hint_bytes": str(_BATCH_BYTES)}) as reader:
                 for batch in reader:
                     if batch.num_rows:
@@ -123,6 +124,18 @@ class PostgreSQL:
                 f"reading {wanted.table} failed: {scrub(str(error), self._uri)}",
                 hint="what was committed stays; run again to go on from there",
             ) from None
+
+    def count(self, wanted: Range) -> int:
+        """Return how many rows a range has, at most its limit."""
+        where, settings = _where(wanted)
+        self._set(settings)
+        limit = "current_setting('headrace.limit')::bigint"
+        sql = f"SELECT count(*) FROM (SELECT FROM {wanted.table} WHERE {where} LIMIT {limit}) AS found"
+        return int(self._rows(sql)[0][0])
+
+    def _set(self, settings: Mapping[str, str]) -> None:
+        for name, value in settings.items():
+            self._rows("SELECT set_config($1, $2, false)", f"headrace.{name}", value)
 
     def close(self) -> None:
         """Disconnect."""

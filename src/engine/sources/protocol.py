@@ -118,6 +118,16 @@ class Standing:
     column_bytes: int = 0  # decoded, of the largest column of the row group there; 0 where nothing says so
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How large a range is, as far as metadata and a look at its first rows tell."""
+
+    rows: int | None = None  # at most; None: nothing tells
+    row_bytes: float = 0.0  # of one row in memory, about; 0: nothing tells
+    batch_rows: int | None = None  # of what a driver gives at once; None: it is bounded by its bytes
+    uneven_bytes: int = 0  # of one value, as large as a row group beside others allows
+
+
 class Source(Protocol):
     """Rows that arrive, open for reading; a context manager that connects at first use.
 
@@ -151,6 +161,9 @@ class Source(Protocol):
 
     def schemas(self, bounds: Mapping[str, Any]) -> Sequence[tuple[str, pa.Schema]]:
         """Return the distinct schemas of what a range holds, each with an example of where it was found."""
+
+    def extent(self, bounds: Mapping[str, Any], *, batch_bytes: int) -> Extent:
+        """Return how large a range is; costs little beside reading it."""
 
     def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
         """Yield the rows of a range, in the source's order.

@@ -14,12 +14,14 @@ from engine.errors import SourceSchemaError
 from engine.sources.ahead import read_ahead
 from engine.sources.casting import cast_rows, reject
 from engine.sources.dialects import APART, Column, Dialect, Range, nearest, quote_table
-from engine.sources.protocol import Batch, Ending, Position, Rejected, Seen, Standing, Window
+from engine.sources.protocol import Batch, Ending, Extent, Position, Rejected, Seen, Standing, Window
 from engine.units import format_time, parse_time
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROWS = 131_072
 _TEXT_BYTES = 64  # a first guess of a text and its offset
+_LOOK_ROWS = 1_024  # of which the bytes of a row are taken
+_COUNTED_ROWS = 2**20  # a range of more is read through batches of full size anyway
 
 
 class SQLSource:
@@ -86,11 +88,29 @@ class SQLSource:
         del bounds
         return [(self._table, self.schema())]
 
+    def extent(self, bounds: Mapping[str, Any], *, batch_bytes: int) -> Extent:
+        """Return what a range holds: its rows are counted up to a million, the first of them looked at."""
+        arguments = _arguments(bounds)
+        limit = min(_COUNTED_ROWS, arguments["limit_rows"])
+        counted = self._dialect.count(self._range(**arguments | {"limit_rows": limit}, batch_rows=1))
+        rows = size = 0
+        look = min(_LOOK_ROWS, arguments["limit_rows"])
+        for part in self.scan(**arguments | {"limit_rows": look}, batch_rows=_LOOK_ROWS):
+            rows, size = rows + part.rows.num_rows, size + part.rows.nbytes
+        return Extent(
+            rows=counted if counted < _COUNTED_ROWS else None,
+            row_bytes=size / max(1, rows),
+            batch_rows=self._batch_rows(batch_bytes) if self._dialect.gives_asked_rows else None,
+        )
+
+    def _batch_rows(self, batch_bytes: int) -> int:
+        """Return how many rows the driver is asked for at once."""
+        row_bytes = sum(8 if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in self.schema())
+        return max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
+
     def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
         """Yield the rows of a range in order of (cursor, key)."""
-        own = self.schema()
-        row_bytes = sum(8 if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in own)
-        batch_rows = max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
+        own, batch_rows = self.schema(), self._batch_rows(batch_bytes)
         marks = pa.schema([own.field(self._cursor), own.field(self._key)])
         self._rows, last = 0, pa.RecordBatch.from_pylist([], schema=marks)
         for part in self.scan(**_arguments(bounds), batch_rows=batch_rows, batch_bytes=batch_bytes):
@@ -132,12 +152,29 @@ class SQLSource:
         """Yield rows strictly after ``after`` with a cursor from ``since`` to ``until``, both inclusive.
 
         Rows are the same, in the same order, whatever ``batch_rows`` is. A row whose cursor is null has no place in the
-        order and is never read. With ``batch_bytes`` a batch may have more than ``batch_rows`` as long as it is not
-        larger, and a thread waits for the next one while this one is looked at.
+        order and is never read. With ``batch_bytes`` that bounds a batch instead of ``batch_rows``, as far as its rows
+        are of one size, and a thread waits for the next one while this one is looked at.
         """
+        wanted = self._range(after=after, until=until, limit_rows=limit_rows, batch_rows=batch_rows, since=since)
+        self._position = after
+        parts = self._dialect.read(wanted)
+        for part in read_ahead(parts, waiting=1) if batch_bytes else parts:
+            step = batch_rows
+            if batch_bytes:
+                step = max(1, part.rows.num_rows * batch_bytes // max(1, part.rows.nbytes))
+            for start in range(0, part.rows.num_rows, step):
+                rows = part.rows.slice(start, step)
+                last = start + rows.num_rows - 1
+                self._position = _position(part.cursors[last], part.keys[last])
+                wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
+                yield self._split(rows, wrong)
+
+    def _range(
+        self, *, after: Position | None, until: datetime, limit_rows: int, batch_rows: int, since: datetime | None
+    ) -> Range:
         columns = self._columns()
         by_name = {column.name: column for column in columns}
-        wanted = Range(
+        return Range(
             table=quote_table(self._table),
             columns=columns,
             key=by_name[self._key],
@@ -149,18 +186,6 @@ class SQLSource:
             limit_rows=limit_rows,
             batch_rows=batch_rows,
         )
-        self._position = after
-        parts = self._dialect.read(wanted)
-        for part in read_ahead(parts, waiting=1) if batch_bytes else parts:
-            step = batch_rows
-            if batch_bytes:
-                step = max(batch_rows, part.rows.num_rows * batch_bytes // max(1, part.rows.nbytes))
-            for start in range(0, part.rows.num_rows, step):
-                rows = part.rows.slice(start, step)
-                last = start + rows.num_rows - 1
-                self._position = _position(part.cursors[last], part.keys[last])
-                wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
-                yield self._split(rows, wrong)
 
     def _without_twins(
         self, rows: pa.RecordBatch, before: pa.RecordBatch

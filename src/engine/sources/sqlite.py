@@ -43,6 +43,8 @@ _BUSY_MILLISECONDS = 10_000
 class SQLite:
     """A database file, opened read-only."""
 
+    gives_asked_rows = True
+
     def __init__(self, uri: SecretStr) -> None:
         self._uri = uri
         path = uri.get_secret_value().split("://", 1)[1].partition("?")[0]
@@ -95,6 +97,12 @@ class SQLite:
             yield from self._batches(wanted, guarded=True)
         except ERRORS as error:
             raise self._failed(error, wanted) from None
+
+    def count(self, wanted: Range) -> int:
+        """Return how many rows a range has, at most its limit."""
+        where, values = self._where(wanted)
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM {wanted.table} WHERE {where} LIMIT ?)"
+        return int(self._rows(sql, (*values, wanted.limit_rows))[0][0])
 
     def close(self) -> None:
         """Disconnect."""

@@ -36,8 +36,9 @@ from engine import events
 from engine.batching import ChunkWriter, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, most_chunk_rows
 from engine.batching.merging import Merge, MergeLimits, find_merges, merged_prefix, spans_a_pin
+from engine.batching.streams import uneven_terms
 from engine.errors import TableError
-from engine.layout import feature_sets, pending_plan, prepared_app, prepared_table
+from engine.layout import feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -114,7 +115,9 @@ class CompactStage:
         inputs = {"table": self.table, "n": plan.n, "merges": merges}
         task = Task(self.name, f"{self.table}.{plan.n}", "engine.stages.compact:run", inputs)
         schema = self.primary(context).schema()
-        return ((task, _project(context, columns=len(schema) if schema is not None else 0)),)
+        columns = len(schema) if schema is not None else 0
+        largest = max((largest_row_bytes(context.workspace, app) for app in _WRITERS[self.table]), default=0)
+        return ((task, _project(context, columns=columns, largest_row_bytes=largest)),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Publish the merged chunks in place of the small ones."""
@@ -186,11 +189,13 @@ def _still_right(workspace: Workspace, table: str, merges: Sequence[Mapping[str,
     ]
 
 
-def _project(context: StageContext, *, columns: int) -> Projection:
+def _project(context: StageContext, *, columns: int, largest_row_bytes: int = 0) -> Projection:
+    batch = context.budget.batch_bytes
     terms = {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "batches in flight": batch * _COPIES,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": columns * 2**20 // 4,
+        **uneven_terms(largest_row_bytes, batch_bytes=batch, copies=_COPIES),
     }
     return Projection(stage="compact", reserved_bytes=context.learned.reserved_bytes("compact"), terms=terms)
 

@@ -8,7 +8,7 @@ A range is planned here; reading it is ``sources/reading.py``, and taking out wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -16,7 +16,10 @@ import pyarrow as pa
 
 from engine.batching import Table
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.streams import uneven_terms
 from engine.errors import SourceError
+from engine.layout import largest_row_bytes
+from engine.memory.budget import Budget
 from engine.memory.projection import Projection
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.sources import Seen, Source, Window
@@ -24,6 +27,7 @@ from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.check import open_feed
 from engine.sources.contracts import Contract, first_contract, renewed
 from engine.sources.hours import Hours, hours_with, hours_without
+from engine.sources.protocol import Extent
 from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files
@@ -37,7 +41,10 @@ SLICE_ROWS = {"raw": 10_000_000, "labels": 250_000}
 once."""
 
 _PAGE_BYTES = 2**18  # on average, where columns are many
-_LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 24 * 2**20  # of few: 18 MiB with 32 columns of one large row group
+_LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 32 * 2**20  # of few: with 32 of one large row group 24 MiB are used up
+_VALUE_COPIES = 3  # of a large value: Arrow decompresses its page, decodes it, and has the batch
+_DRIVER_COPIES = 3  # of what the driver gives, before it is cut into batches: its own, one ahead, the one that is cut
+_LONGER = 1.2  # times the rows that were looked at: so much larger may others be on average
 _BEYOND_LIMIT = 16  # DuckDB passes its limit by a little: with ten million rows all other terms were used up too
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
@@ -138,6 +145,9 @@ class ExtractStage:
             "contract": read["contract"],
             "rows": rows,
             "memory_bytes": sum(ref.memory_bytes for ref in chunks),
+            "largest_row_bytes": max(
+                [largest_row_bytes(context.workspace, app), *(ref.largest_row_bytes for ref in chunks)]
+            ),
             **_touched(read, settled),
         }
         outputs = {
@@ -155,6 +165,7 @@ class ExtractStage:
         last = last_record(context, self.what)
         with open_feed(context.spec, self.what, types=_types(last)) as source:
             contract = _contract(context.spec, self.what, last, source.schemas(plan.bounds["range"]))
+            extent = source.extent(plan.bounds["range"], batch_bytes=context.budget.batch_bytes)
         inputs = {
             "range": plan.bounds["range"],
             "until": plan.bounds["until"],
@@ -164,8 +175,12 @@ class ExtractStage:
             "spec": context.spec_hash(),
         }
         task = Task(self.name, f"{self.what}.{plan.n}", "engine.sources.reading:run", inputs)
+        if last is not None and last["rows"] and extent.row_bytes:
+            extent = replace(extent, row_bytes=max(extent.row_bytes, last["memory_bytes"] / last["rows"]))
         reserved = context.learned.reserved_bytes(self.name)
-        return task, _project(reserved, context.budget.batch_bytes, len(contract.stored))
+        return task, _project(
+            reserved, context.budget, len(contract.stored), extent, is_files=_is_files(context.spec, self.what)
+        )
 
     def _settling(self, context: StageContext, plan: Plan, read: TaskResult) -> tuple[Task, Projection] | None:
         source = context.spec.source
@@ -192,7 +207,10 @@ class ExtractStage:
             "spec": context.spec_hash(),
             "imports": ["duckdb"],
         }
-        projection = _project_settling(context, rows=sum(ref.rows for ref in _refs(read.outputs["chunks"])))
+        chunks = _refs(read.outputs["chunks"])
+        before = largest_row_bytes(context.workspace, self.app(context))
+        largest = max([before, *(ref.largest_row_bytes for ref in chunks)])
+        projection = _project_settling(context, rows=sum(ref.rows for ref in chunks), largest=largest)
         inputs["join_bytes"] = projection.terms["joins"]
         return Task("extract.settle", f"{self.what}.{plan.n}", "engine.sources.settling:run", inputs), projection
 
@@ -211,7 +229,8 @@ def forecast(context: StageContext) -> list[Forecast]:
             columns = len(source.schema())
     else:
         columns = len(Contract.from_json(last["contract"]).stored)
-    reading = _project(context.learned.reserved_bytes("extract"), context.budget.batch_bytes, columns)
+    reserved, is_files = context.learned.reserved_bytes("extract"), context.spec.source.is_files
+    reading = _project(reserved, context.budget, columns, Extent(), is_files=is_files)
     rows = SLICE_ROWS["raw"]
     found = [Forecast(reading, rows)]
     source_spec = context.spec.source
@@ -324,28 +343,56 @@ def _is_files(spec: PipelineSpec, what: str) -> bool:
     return spec.source.is_files if what == "raw" else spec.labels_are_files
 
 
-def _project(reserved_bytes: int, batch_bytes: int, columns: int) -> Projection:
-    return Projection(
-        stage="extract",
-        reserved_bytes=reserved_bytes,
-        terms={
-            "batches in flight": batch_bytes * COPIES,
-            "row group being written": 2 * ROW_GROUP_BYTES,
-            "page of each column": max(columns * _PAGE_BYTES, min(columns * _LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES)),
-            "driver and query buffers": 24 * 2**20,
-        },
-    )
+def _project(reserved_bytes: int, budget: Budget, columns: int, extent: Extent, *, is_files: bool) -> Projection:
+    """Return what reading a range takes.
+
+    Where a row group may hold one value of unusual size, that counts up to what the budget leaves: whether it is one or
+    many small ones only reading tells.
+    """
+    pages = columns * _PAGE_BYTES
+    if is_files:  # Parquet's reader has pages too
+        pages = max(pages, min(columns * _LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES))
+    terms = {
+        "batches in flight": _batches_in_flight(budget.batch_bytes, extent),
+        "row group being written": 2 * ROW_GROUP_BYTES,
+        "page of each column": pages,
+        "driver and query buffers": 24 * 2**20,
+    }
+    beyond = _VALUE_COPIES * max(0, extent.uneven_bytes - budget.batch_bytes)
+    free = budget.allowed_bytes - reserved_bytes - sum(terms.values())
+    if beyond and free > 0:
+        terms["large values of a row group"] = min(beyond, free)
+    return Projection(stage="extract", reserved_bytes=reserved_bytes, terms=terms)
 
 
-def _project_settling(context: StageContext, *, rows: int) -> Projection:
+def _batches_in_flight(batch_bytes: int, extent: Extent) -> int:
+    """Return what batches hold: so many of full size, or of the rows that the driver gives, or all of a small range.
+
+    Of that a row group waits to be written, which is a term of its own.
+    """
+    batch, beyond = batch_bytes, 0
+    if extent.batch_rows is not None:
+        given = int(extent.batch_rows * extent.row_bytes)
+        batch, beyond = min(batch_bytes, int(_LONGER * given)), _DRIVER_COPIES * max(0, given - batch_bytes)
+    held = batch * COPIES + beyond
+    if extent.rows is None:
+        return held
+    whole = int(_LONGER * extent.rows * extent.row_bytes)
+    return min(held, max(min(batch, whole), whole - ROW_GROUP_BYTES))
+
+
+def _project_settling(context: StageContext, *, rows: int, largest: int = 0) -> Projection:
+    """Return what taking out the known ones of so many rows takes, the largest of which has ``largest`` bytes."""
+    batch = context.budget.batch_bytes
     reserved = context.learned.reserved_bytes("extract.settle")
     free = max(0, context.budget.allowed_bytes - reserved)
     joins = join_bytes(rows, free_bytes=free)
     terms = {
         "joins": joins,
         "joins beyond their limit": joins // _BEYOND_LIMIT,
-        "batches in flight": 2 * context.budget.batch_bytes,
+        "batches in flight": 2 * batch,
         "row group being written": 2 * ROW_GROUP_BYTES,
+        **uneven_terms(largest, batch_bytes=batch, copies=2),
     }
     return Projection(stage="extract.settle", reserved_bytes=reserved, terms=terms)
 

@@ -14,10 +14,11 @@ from typing import Any
 import pyarrow as pa
 
 from engine.batching import ChunkWriter, Table, read_batches
+from engine.batching.chunks import fixed_row_bytes
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
 from engine.features.labelled import labelled_terms
-from engine.layout import EVENT_TIME, predictions_table, prepared_app, prepared_table
+from engine.layout import EVENT_TIME, largest_row_bytes, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
 from engine.memory.projection import Projection
@@ -188,8 +189,18 @@ def forecast(context: StageContext) -> list[Forecast]:
 
 def _projection(context: StageContext, *, since: datetime | None) -> Projection:
     """Return what a look takes whose period begins at ``since``; None: it has none."""
+    workspace, feature_set = context.workspace, context.spec.feature_set
+    read = [predictions_table(workspace), prepared_table(workspace, feature_set)]
+    schemas = [schema for table in read if (schema := table.schema()) is not None]
+    widths = [width for schema in schemas if (width := fixed_row_bytes(schema)) is not None]
+    reading = labelled_terms(
+        context.budget.batch_bytes,
+        rows=max(table.rows() for table in read) if schemas else None,
+        row_bytes=max(widths) if len(widths) == len(read) else None,
+        largest_row_bytes=largest_row_bytes(workspace, prepared_app(feature_set)),
+    )
     terms = {
-        **labelled_terms(context.budget.batch_bytes),
+        **reading,
         "champion for drift": _DRIFT_BYTES,
         "positives of the period": _positives(context, since) * POSITIVE_BYTES,
     }

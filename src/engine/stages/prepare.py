@@ -6,6 +6,7 @@ time), its events built into segments, then searched. The window arithmetic is i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from engine.features.footprints import (
 )
 from engine.features.label_slices import label_chunks
 from engine.features.row_slices import time_of
+from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.spans import Increment, Span, plan_spans
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
 from engine.memory.projection import Projection
@@ -114,11 +116,16 @@ class _State:
         app = prepared_app(context.spec.feature_set)
         n = prepared_table(context.workspace, context.spec.feature_set).transaction(app)
         record = (context.workspace.journal.commit(app, n) if n else None) or {}
-        kept = ("labels_n", "labels_raw_n", "pending", "pending_rows", "raw_n", "todo")
+        kept = ("labels_n", "labels_raw_n", "pending", "pending_rows", "raw_n", "todo", "largest_row_bytes")
         return cls({key: record[key] for key in kept if key in record})
 
     def number(self, name: str) -> int:
         return int(self.record.get(name, 0))
+
+    def with_largest_row(self, chunks: Sequence[ChunkRef]) -> dict[str, Any]:
+        """Return the record with what the largest row takes that was ever prepared."""
+        largest = max([self.number("largest_row_bytes"), *(chunk.largest_row_bytes for chunk in chunks)])
+        return {**self.record, "largest_row_bytes": largest}
 
 
 # --- labels ---------------------------------------------------------------------------------------------------------
@@ -306,7 +313,7 @@ def _finish_stream(
 
     todo, rows = plan.bounds["todo"], sum(chunk.rows for chunk in chunks)
     record = {
-        **state.record,
+        **state.with_largest_row(chunks),
         "todo": todo,
         "raw_n": plan.bounds["raw_n"],
         "event_segments": {},
@@ -373,17 +380,27 @@ def _halves(low: int, high: int, rows: int) -> list[list[int]]:
 
 def _window_task(stage: str, context: StageContext, plan: Plan) -> tuple[Task, Projection]:
     feature_set, bounds = context.spec.feature_set, plan.bounds
+    reached = _segments_in_reach(context, plan)
     inputs = {
         **bounds,
         "n": plan.n,
         "spec": feature_set,
         "code": context.spec_hash(),
         "imports": ["polars"],
-        "segments": _segments_in_reach(context, plan),
+        "segments": reached,
     }
     task = Task(stage, f"{feature_set}.windows.{plan.n}", "engine.features.window_slices:run", inputs)
     row_bytes = raw_row_bytes(context, through_n=int(bounds["raw_n"]))
-    return task, project_windows(context, max(rows for _, _, rows in bounds["spans"]), row_bytes)
+    most, spans = max(rows for _, _, rows in bounds["spans"]), len(bounds["spans"])
+    segments = _most_segments(context.spec, reached, built=spans * -(-most // SEGMENT_ROWS))
+    return task, project_windows(context, most, row_bytes, spans=spans, segments=segments)
+
+
+def _most_segments(spec: PipelineSpec, reached: Mapping[str, Sequence[Mapping[str, Any]]], *, built: int) -> int:
+    """Return how many segments of one kind and key windows may reach, with those that the slice itself builds."""
+    counted = Counter((over, tuple(ref["keys"])) for over, refs in reached.items() for ref in refs)
+    asked = {(window.over, window.keys) for window in spec.features.windows}
+    return max((counted[over, keys] + (built if over == "events" else 0) for over, keys in asked), default=0)
 
 
 def _finish_rows(stage: PrepareStage, plan: Plan, result: TaskResult, state: _State, context: StageContext) -> Outcome:
@@ -396,7 +413,7 @@ def _finish_rows(stage: PrepareStage, plan: Plan, result: TaskResult, state: _St
 
     todo = plan.bounds["todo"]
     record = {
-        **state.record,
+        **state.with_largest_row(chunks),
         "todo": todo,
         "raw_n": plan.bounds["raw_n"],
         "event_segments": result.outputs["segments"],
@@ -420,7 +437,8 @@ def forecast(context: StageContext) -> list[Forecast]:
     label_rows = min(_MOST_LABELS, label_records) if label_records else _MOST_LABELS
     labels = Forecast(project_labels(context, label_rows), label_rows)
     if windows:
-        return [labels, Forecast(project_windows(context, rows, row_bytes), rows)]
+        spans = 1 if known and known <= most else 2
+        return [labels, Forecast(project_windows(context, rows, row_bytes, spans=spans), rows)]
     streamed = min(known or _STREAMED_SPAN_ROWS, _STREAMED_SPANS * _STREAMED_SPAN_ROWS)
     stream = project_stream(context, streamed, row_bytes)
     sort = Forecast(project_sort(context, rows, row_bytes), rows)

@@ -15,9 +15,10 @@ import pyarrow as pa
 from engine import events
 from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.streams import uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
-from engine.layout import EVENT_TIME, KEY, predictions_table, prepared_app, prepared_table
+from engine.layout import EVENT_TIME, KEY, largest_row_bytes, predictions_table, prepared_app, prepared_table
 from engine.learning.learners import LIBRARIES
 from engine.ledger import Ledger, trained
 from engine.memory.projection import Projection
@@ -137,13 +138,15 @@ def forecast(context: StageContext) -> list[Forecast]:
 
 def _project(context: StageContext, rows: int, *, model_bytes: int) -> Projection:
     """Return what scoring takes: keys are looked up chunk by chunk, so ``rows`` are the largest chunk's."""
-    features = len(context.spec.features.names())
+    features, batch = len(context.spec.features.names()), context.budget.batch_bytes
+    largest = largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
     terms = {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "batches in flight": batch * _COPIES,
         "keys already scored": rows * 24,
         "model": model_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**17,
+        **uneven_terms(largest, batch_bytes=batch, copies=_COPIES),
     }
     return Projection(stage="score", reserved_bytes=context.learned.reserved_bytes("score"), terms=terms)
 

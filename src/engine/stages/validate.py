@@ -19,7 +19,15 @@ from engine.batching.frames import to_arrow
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.errors import LearningError
 from engine.features.labelled import LabelView, labelled_rows, labelled_terms
-from engine.layout import BASELINE, EVENT_TIME, KEY, label_events_table, prepared_app, prepared_table
+from engine.layout import (
+    BASELINE,
+    EVENT_TIME,
+    KEY,
+    label_events_table,
+    largest_row_bytes,
+    prepared_app,
+    prepared_table,
+)
 from engine.learning.bootstrap import paired_bootstrap
 from engine.learning.gate import judge
 from engine.learning.learners import LIBRARIES
@@ -127,7 +135,8 @@ def forecast(context: StageContext) -> list[Forecast]:
 
 
 def _project(context: StageContext, rows: int, *, models_bytes: int) -> Projection:
-    reading = labelled_terms(context.budget.batch_bytes)
+    largest = largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
+    reading = labelled_terms(context.budget.batch_bytes, largest_row_bytes=largest)
     terms = {
         **reading,
         "models": models_bytes,
@@ -300,5 +309,5 @@ def _rows(
         schema=schema,
         low=parse_time(inputs["split"]["validate_from"]),
         high=parse_time(inputs["split"]["cutoff"]),
-        batch_bytes=scope.governor.batch_bytes,
+        governor=scope.governor,
     )

@@ -5,9 +5,11 @@ What each learner takes it says itself (``learning/learners/``); what learned ro
 
 from __future__ import annotations
 
+from engine.batching.streams import uneven_terms
 from engine.errors import PlanRefused
 from engine.features.encoders import COUNTED_CATEGORY_BYTES, MOST_CATEGORIES
 from engine.features.labelled import labelled_terms
+from engine.layout import largest_row_bytes, prepared_app
 from engine.learning.learners import learner
 from engine.learning.sampling import sampling_rate_for
 from engine.memory.budget import BUDGET_BATCHES, Budget
@@ -71,9 +73,11 @@ def fit_bytes(context: StageContext) -> int:
 
 
 def _shared_terms(context: StageContext) -> dict[str, int]:
+    batch = context.budget.batch_bytes
     return {
-        "batches in flight": context.budget.batch_bytes * _COPIES,
+        "batches in flight": batch * _COPIES,
         "labels of one span": _SPAN_LABEL_BYTES,
+        **uneven_terms(_largest_row_bytes(context), batch_bytes=batch, copies=_COPIES),
     }
 
 
@@ -87,10 +91,14 @@ def _learner_terms(spec: PipelineSpec, rows: int) -> dict[str, int]:
     )
 
 
+def _largest_row_bytes(context: StageContext) -> int:
+    return largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
+
+
 def project_cache(context: StageContext) -> Projection:
     """Return what making the training cache takes."""
     terms = {
-        **labelled_terms(context.budget.batch_bytes),
+        **labelled_terms(context.budget.batch_bytes, largest_row_bytes=_largest_row_bytes(context)),
         "encoders and drift reference": len(context.spec.features.names()) * 2**20,
         "categories while they are counted": len(context.spec.features.categorical) * COUNTED_CATEGORY_BYTES,
     }

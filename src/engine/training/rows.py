@@ -44,5 +44,5 @@ def training_rows(
         schema=schema,
         low=low,
         high=high,
-        batch_bytes=scope.governor.batch_bytes,
+        governor=scope.governor,
     )

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.batching import ChunkWriter, chunks
-from engine.batching.chunks import CHUNK_ROWS, ROW_GROUP_BYTES, most_chunk_rows
+from engine.batching.chunks import CHUNK_ROWS, LARGE_ROW_BYTES, ROW_GROUP_BYTES, fixed_row_bytes, most_chunk_rows
+from engine.batching.streams import said_largest_row
 
 
 def test_dictionaries_are_built_only_for_text_that_repeats(tmp_path: Path) -> None:
@@ -75,3 +76,33 @@ def test_floats_are_compressed_only_where_that_saves_anything(tmp_path: Path) ->
     group = pq.read_metadata(tmp_path / writer.chunks[0].path).row_group(0)
     assert [group.column(at).compression for at in range(3)] == ["UNCOMPRESSED", "ZSTD", "ZSTD"]
     assert pq.read_table(tmp_path / writer.chunks[0].path).to_batches() == [rows]
+
+
+def test_a_batch_of_uneven_rows_is_cut_into_row_groups_of_bounded_bytes(tmp_path: Path) -> None:
+    texts = ["t" * 50] * 9_000 + ["b" * 10_007] * 101 + ["t" * 50] * 9_000
+    rows = pa.record_batch({"text": texts})
+    with ChunkWriter(tmp_path, prefix="1-raw", schema=rows.schema, row_group_bytes=100_003) as writer:
+        writer.write(rows)
+    path = tmp_path / writer.chunks[0].path
+    with pq.ParquetFile(path) as file:
+        groups = [file.read_row_group(at) for at in range(file.num_row_groups)]
+    assert max(group.nbytes for group in groups) < 2.5 * 100_003
+    assert len(groups) > 10
+    assert [text for group in groups for text in group.column("text").to_pylist()] == texts
+
+
+@pytest.mark.parametrize(("longest", "said"), [(LARGE_ROW_BYTES // 2, 0), (100_003, 100_003 + 8 + 7 * 8)])
+def test_a_chunk_says_what_its_largest_row_takes_unless_all_are_small(tmp_path: Path, longest: int, said: int) -> None:
+    columns = {"id": [1, 2, 3], "text": ["a", "b" * longest, None], "items": [[1] * 7, [], None]}
+    rows = pa.record_batch(columns)
+    with ChunkWriter(tmp_path, prefix="1-raw", schema=rows.schema) as writer:
+        writer.write(rows)
+        writer.end_chunk()
+        writer.write(rows.slice(0, 1))
+    assert [ref.largest_row_bytes for ref in writer.chunks] == [said, 0]
+    assert [said_largest_row(tmp_path / ref.path) for ref in writer.chunks] == [said, 0]
+
+
+def test_a_row_has_a_size_where_all_its_columns_do() -> None:
+    assert fixed_row_bytes(pa.schema([("a", pa.int64()), ("b", pa.float32())])) == (65 + 33) / 8
+    assert fixed_row_bytes(pa.schema([("a", pa.int64()), ("b", pa.string())])) is None

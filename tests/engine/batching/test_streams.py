@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.batching import ChunkWriter, read_batches
-from engine.batching.streams import rows_for
+from engine.batching.streams import read_weighed, rows_for, uneven_terms
 from engine.errors import TableError
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -130,3 +130,39 @@ def test_rows_of_a_file_that_says_nothing_of_its_texts_are_read_by_the_bound_of_
 @pytest.mark.parametrize(("limit", "row", "rows"), [(1_000, 13.0, 76), (1_000, 5_000.0, 1), (10**9, 1.0, 131_072)])
 def test_rows_of_a_batch(limit: int, row: float, rows: int) -> None:
     assert rows_for(limit, bytes_per_row=row) == rows
+
+
+def test_uneven_rows_of_one_row_group_come_in_batches_of_bounded_bytes_too(tmp_path: Path) -> None:
+    path, texts = tmp_path / "other.parquet", ["a"] * 5_000 + ["b" * 10_007] * 101 + ["c" * 300_007] + ["a"] * 5_000
+    pq.write_table(pa.Table.from_batches([_texts(texts)]), path)
+    batches = list(read_batches([path], batch_bytes=100_003))
+    assert [text for batch in batches for text in batch["text"].to_pylist()] == texts
+    assert all(batch.nbytes <= 1.25 * 100_003 or batch.num_rows == 1 for batch in batches)
+
+
+def test_rows_are_weighed_by_columns_that_are_not_read(tmp_path: Path) -> None:
+    with ChunkWriter(tmp_path, prefix="00000001-rows", schema=SCHEMA, row_group_bytes=50_000) as writer:
+        writer.write(_texts(["a"] * 20_011))
+        writer.write(_texts(["b" * 5_003] * 101))
+    span = ("at", None, None)
+    found = list(read_weighed([tmp_path / writer.chunks[0].path], of=["text"], span=span))
+    assert sum(len(times) for times, _ in found) == 20_112
+    assert sum(len(times) for times, row_bytes in found if row_bytes > 5_000) in range(90, 102)
+    assert sum(len(times) * row_bytes for times, row_bytes in found) == pytest.approx(
+        20_011 * 5 + 101 * 5_007, rel=0.05
+    )
+
+
+def test_what_is_weighed_is_named_when_it_is_damaged(tmp_path: Path) -> None:
+    path = _chunks(tmp_path, rows=2_000)[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(TableError, match=path.name):
+        list(read_weighed([path], of=["text"], span=("at", None, None)))
+
+
+@pytest.mark.parametrize(
+    ("largest", "terms"),
+    [(0, {}), (65_536, {}), (70_001, {"large rows": 2**24}), (100_003, {"large rows": 2**24 + 21})],
+)
+def test_rows_larger_than_a_batch_are_held_as_often_as_one(largest: int, terms: dict[str, int]) -> None:
+    assert uneven_terms(largest, batch_bytes=100_000, copies=7) == terms

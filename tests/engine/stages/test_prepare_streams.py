@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from benchmarks.wide_prepare import CONTENDERS, add_features, generate, run, spec_of
 from engine import events
-from engine.batching import ChunkWriter
+from engine.batching import Chunk, ChunkWriter
 from engine.batching.tables import chunk_prefix
 from engine.errors import SpecError
-from engine.features import footprints
+from engine.features import footprints, row_streams
 from engine.features.row_streams import MOST_STREAMED_COLUMNS
-from engine.layout import prepared_table
+from engine.layout import largest_row_bytes, prepared_app, prepared_table
 from engine.stage import StageContext, run_stage
 from engine.stages import prepare
+from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
 from engine.units import microseconds
-from tests.shop import Shop
+from tests.shop import Shop, at
 
 ROWS = 30_000
 
@@ -109,6 +111,23 @@ def test_a_late_row_and_a_new_version_have_only_their_chunk_written_anew(home: P
     assert run_stage(PrepareStage(), context).slices == 0
 
 
+def test_pieces_to_be_sorted_are_bounded_by_bytes_where_rows_are_large(tmp_path: Path) -> None:
+    texts = ["a" * 31] * 5_003 + ["b" * 70_001] * 53 + ["a" * 31] * 5_003
+    rows = pa.table({"placed_at": pa.array(range(len(texts)), pa.timestamp("us", "UTC")), "text": texts})
+    with ChunkWriter(tmp_path, prefix=chunk_prefix(1, "raw"), schema=rows.schema, row_group_bytes=200_003) as writer:
+        for batch in rows.to_batches():
+            writer.write(batch)
+    chunk = Chunk(tmp_path / writer.chunks[0].path, writer.chunks[0].path, 1, len(texts), writer.chunks[0].bytes)
+    spec = Shop(tmp_path).spec
+    span = {"low": 0, "high": len(texts), "rows": 4_001, "most_bytes": 1_000_003.0}
+    pieces = list(row_streams._pieces([chunk], rows.schema, spec, **span))
+    assert [low for low, _ in pieces[1:]] == [high for _, high in pieces[:-1]]
+    assert (pieces[0][0], pieces[-1][1]) == (0, len(texts))
+    parts = [rows.slice(low, high - low) for low, high in pieces]
+    assert max(part.num_rows for part in parts) == 4_001
+    assert max(part.nbytes for part in parts) <= 1_100_000
+
+
 def test_rows_out_of_order_are_left_to_be_sorted_and_said_to_be(home: Path) -> None:
     context = _context(home)
     _add(context, at=datetime(2025, 1, 1, 1, tzinfo=UTC), ids=[10_000_000], updated=datetime(2025, 6, 1, tzinfo=UTC))
@@ -152,3 +171,29 @@ def test_the_benchmark_runs_all_contenders_on_a_few_rows(tmp_path: Path) -> None
     assert {name: one.rows for name, one in found.items()} == dict.fromkeys(CONTENDERS, 2_000)
     assert all(one.outcome == "ok" and one.peak_bytes > 0 for one in found.values())
     assert timedelta(seconds=found["headrace"].seconds) > timedelta(0)
+
+
+def _moments(minute: int) -> list[str]:
+    return [f"{at(minute):%Y-%m-%d %H:%M:%S.%f}"] * 2
+
+
+def test_what_the_largest_row_takes_is_known_of_raw_and_of_what_is_prepared_from_then_on(tmp_path: Path) -> None:
+    shop = Shop(tmp_path).open()
+    shop.order((1, 1, 1))
+    shop.sql("ALTER TABLE orders ADD COLUMN note TEXT")
+
+    def known() -> list[int]:
+        spec = shop.spec
+        spec = spec.model_validate({**spec.model_dump(mode="json"), "features": {"categorical": ["note"]}})
+        context = dataclasses.replace(shop.context(60), spec=spec)
+        run_stage(ExtractStage("raw"), context)
+        run_stage(PrepareStage(), context)
+        apps = ("extract:raw", prepared_app(spec.feature_set))
+        return [largest_row_bytes(context.workspace, app) for app in apps]
+
+    assert known() == [0, 0]
+    shop.sql("INSERT INTO orders VALUES (?, 2, ?, ?, ?)", values=[(2, *_moments(2), "n" * 100_003)])
+    raw, prepared = known()
+    assert 100_003 < prepared <= raw < 100_103
+    shop.sql("INSERT INTO orders VALUES (?, 3, ?, ?, ?)", values=[(3, *_moments(3), "short")])
+    assert known() == [raw, prepared]

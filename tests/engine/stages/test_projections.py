@@ -6,16 +6,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from engine.batching import ChunkWriter
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.errors import PlanRefused
 from engine.features import footprints, labelled
 from engine.features.encoders import COUNTED_CATEGORY_BYTES
+from engine.layout import predictions_table, prepared_table
 from engine.learning.learners import learner
 from engine.memory.budget import Budget
 from engine.memory.projection import Projection
 from engine.sources import settling
+from engine.sources.protocol import Extent
 from engine.sources.reading import COPIES
 from engine.stage import StageContext
 from engine.stages import compact, extract, monitor, score, validate
@@ -73,9 +77,47 @@ def _check(projection: Projection, expected: int) -> None:
     assert all(size > 0 for size in projection.terms.values()), projection.terms
 
 
-@pytest.mark.parametrize(("columns", "pages"), [(13, 13 * MIB), (31, 24 * MIB), (1_009, 1_009 * MIB // 4)])
-def test_extract(context: StageContext, columns: int, pages: int) -> None:
-    _check(extract._project(RESERVED, BATCH, columns), BATCH * COPIES + 2 * GROUP + pages + 24 * MIB)
+SMALL = Budget(512 * MIB, batch_bytes=BATCH)
+
+
+@pytest.mark.parametrize(
+    ("columns", "files", "pages"),
+    [
+        (13, True, 13 * MIB),
+        (31, True, 31 * MIB),
+        (101, True, 32 * MIB),
+        (1_009, True, 1_009 * MIB // 4),
+        (13, False, 13 * MIB // 4),
+    ],
+)
+def test_extract(columns: int, files: bool, pages: int) -> None:
+    found = extract._project(RESERVED, SMALL, columns, Extent(), is_files=files)
+    _check(found, BATCH * COPIES + 2 * GROUP + pages + 24 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("extent", "batches"),
+    [
+        (Extent(row_bytes=31.0), BATCH * COPIES),
+        (Extent(rows=503, row_bytes=31.0), int(503 * 31 * 1.2)),
+        (Extent(rows=2_003, row_bytes=31.0), BATCH),
+        (Extent(rows=233_567, row_bytes=31.0), int(233_567 * 31 * 1.2) - GROUP),
+        (Extent(rows=10**6, row_bytes=31.0), BATCH * COPIES),
+        (Extent(row_bytes=31.0, batch_rows=1_009), int(1_009 * 31 * 1.2) * COPIES),
+        (Extent(row_bytes=31.0, batch_rows=5_003), BATCH * COPIES + 3 * (5_003 * 31 - BATCH)),
+        (Extent(rows=503, row_bytes=31.0, batch_rows=5_003), int(503 * 31 * 1.2)),
+    ],
+)
+def test_extract_holds_batches_as_a_driver_gives_them_or_all_of_a_small_range(extent: Extent, batches: int) -> None:
+    found = extract._project(RESERVED, SMALL, 13, extent, is_files=False)
+    _check(found, batches + 2 * GROUP + 13 * MIB // 4 + 24 * MIB)
+
+
+@pytest.mark.parametrize("uneven", [BATCH, BATCH + 1_299_721, 10**9])
+def test_extract_holds_a_value_that_a_row_group_may_have_up_to_the_budget(uneven: int) -> None:
+    plain = extract._project(RESERVED, SMALL, 13, Extent(), is_files=True)
+    found = extract._project(RESERVED, SMALL, 13, Extent(uneven_bytes=uneven), is_files=True)
+    _check(found, plain.projected_bytes - RESERVED + min(3 * (uneven - BATCH), 512 * MIB - plain.projected_bytes))
 
 
 @pytest.mark.parametrize(
@@ -84,12 +126,15 @@ def test_extract(context: StageContext, columns: int, pages: int) -> None:
 )
 def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, rows: int, joins: int) -> None:
     _check(extract._project_settling(context, rows=rows), joins + joins // 16 + 2 * BATCH + 2 * GROUP)
+    large = joins + joins // 16 + 2 * 1_299_721 + 4 * GROUP
+    _check(extract._project_settling(context, rows=rows, largest=1_299_721), large)
     assert settling.join_bytes(rows, free_bytes=512 * MIB - RESERVED) == joins
 
 
 def test_joining_labels(context: StageContext) -> None:
-    expected = ROWS * (64 + 32) * 6 + 3 * BATCH + ROWS * 48 + 2 * GROUP
-    _check(footprints.project_labels(context, ROWS), expected)
+    for rows, batches in ((ROWS, 3 * BATCH), (503, 503 * 64)):
+        expected = rows * (64 * 6 + 32 * 5) + batches + rows * 48 + 2 * GROUP + 12 * MIB
+        _check(footprints.project_labels(context, rows), expected)
 
 
 def test_spans_with_windows(context: StageContext) -> None:
@@ -98,6 +143,25 @@ def test_spans_with_windows(context: StageContext) -> None:
     pages = (COLUMNS + 3) * MIB // 4
     _check(found, rows + BLOCKS + 2 * BATCH + 3 * GROUP + pages + (16 + 12) * MIB)
     assert (found.rows, found.row_bytes) == (ROWS, 5 * ROW_BYTES)
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1])
+def test_a_single_span_is_gathered_searched_and_written_one_after_another(context: StageContext, rows: int) -> None:
+    found = footprints.project_windows(context, rows, ROW_BYTES, spans=1, segments=3)
+    searching = rows * (WINDOW + 160 + 1 * (40 + 24) + 24 * 16)
+    beyond = 2 * GROUP + (COLUMNS + 3) * MIB // 4 - searching
+    held = rows * (3 * int(ROW_BYTES) + SEGMENT + 8 * COLUMNS)
+    assert found.projected_bytes == pytest.approx(RESERVED + held + searching + beyond + (16 + 12) * MIB, abs=1)
+    assert (found.rows, found.base_row_bytes) == (rows, pytest.approx(ROW_BYTES * 3 / 5))
+    context.learned.save_row_bytes("prepare.windows", context.spec.feature_set, 7 * ROW_BYTES, base=ROW_BYTES)
+    learned = footprints.project_windows(context, rows, ROW_BYTES, spans=1, segments=3)
+    assert learned.terms["spans in flight"] == int(rows * 7 * 1.05 * ROW_BYTES * 3 / 5)
+
+
+def test_a_single_large_span_is_read_and_written_within_what_searching_it_held(context: StageContext) -> None:
+    found = footprints.project_windows(context, 100_003, ROW_BYTES, spans=1, segments=4)
+    assert found.terms["reading or writing, beyond what searching held"] == 0
+    assert found.terms["tier being made"] == 100_003 // 2 * 240
 
 
 def test_spans_whose_distinct_values_are_counted(context: StageContext) -> None:
@@ -144,6 +208,34 @@ def test_streaming_holds_its_rows_or_what_is_in_flight(context: StageContext, ro
 
 def test_reading_labelled_rows() -> None:
     assert sum(labelled.labelled_terms(BATCH).values()) == LABELLED
+    few = labelled.labelled_terms(BATCH, rows=503, row_bytes=31.0, largest_row_bytes=1_299_721)
+    batches = 503 * 31 * 6 + (1_299_721 - BATCH) * 6 + 2 * GROUP
+    assert sum(few.values()) == batches + 503 * 400 + GROUP + 16 * MIB
+
+
+def test_each_stage_that_reads_rows_holds_the_largest_as_often_as_a_batch(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"extract:raw": 1_299_721, f"prepare:{context.spec.feature_set}": 1_299_827}
+
+    def found() -> dict[str, Projection]:
+        return {
+            "windows": footprints.project_windows(context, ROWS, ROW_BYTES),
+            "sort": footprints.project_sort(context, ROWS, ROW_BYTES),
+            "cache": training.project_cache(context),
+            "fit": training.project_fit(context, ROWS),
+            "validate": validate._project(context, ROWS, models_bytes=MODEL),
+            "score": score._project(context, ROWS, model_bytes=MODEL),
+            "monitor": monitor._projection(context, since=None),
+        }
+
+    before = found()
+    for module in (footprints, training, validate, score, monitor):
+        monkeypatch.setattr(module, "largest_row_bytes", lambda workspace, app: said[app])
+    for name, after in found().items():
+        largest = said["extract:raw"] if name in ("windows", "sort") else said[f"prepare:{context.spec.feature_set}"]
+        more = 6 * (largest - BATCH) + 2 * GROUP
+        assert after.projected_bytes - before[name].projected_bytes == more, name
 
 
 def test_training(context: StageContext) -> None:
@@ -191,5 +283,22 @@ def test_monitoring(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> N
     _check(monitor._projection(context, since=None), LABELLED + 8 * MIB + ROWS * 64)
 
 
+def test_monitoring_few_rows_of_fixed_width(context: StageContext) -> None:
+    numbers = pa.schema([("key", pa.int64()), ("event_time", pa.timestamp("us", tz="UTC")), ("amount", pa.float64())])
+    workspace = context.workspace
+    for table, rows in (
+        (predictions_table(workspace), 307),
+        (prepared_table(workspace, context.spec.feature_set), 503),
+    ):
+        columns = [pa.array(range(rows)).cast(field.type) for field in numbers]
+        with ChunkWriter(table.path, prefix="00000001-rows", schema=numbers) as writer:
+            writer.write(pa.record_batch(columns, schema=numbers))
+        table.commit(app="rows", n=1, schema=numbers, add=writer.chunks)
+    held = int(503 * 3 * 65 / 8) * 6 + 503 * 400 + GROUP + 16 * MIB
+    assert monitor._projection(context, since=None).projected_bytes == RESERVED + held + 8 * MIB
+
+
 def test_compacting(context: StageContext) -> None:
     _check(compact._project(context, columns=13), 3 * BATCH + 2 * GROUP + 13 * MIB // 4)
+    large = 3 * 1_299_721 + 4 * GROUP + 13 * MIB // 4
+    _check(compact._project(context, columns=13, largest_row_bytes=1_299_721), large)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,16 +20,31 @@ _LEAST_BATCHES = 16  # before batches grow again
 _ROWS_A_BATCH = 2_000  # are decoded in the time that a small batch takes
 
 
-def columnar_schema(place: Place, file: Found, *, format: str) -> pa.Schema:
-    """Return a file's own columns, and those that a Delta table keeps in its path."""
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a Parquet file, as its footer has it."""
+
+    end: int  # number of the row behind it
+    rows: int
+    column_bytes: int  # of its largest column; repeated values count once
+    varying_bytes: int = 0  # of its largest column whose values differ in size
+
+
+def columnar_schema(place: Place, file: Found, *, format: str) -> tuple[pa.Schema, Sequence[RowGroup]]:
+    """Return a file's own columns with those that a Delta table keeps in its path, and the row groups of Parquet."""
+    groups: Sequence[RowGroup] = ()
     try:
         with place.open(file) as handle:
-            schema = pq.read_schema(handle) if format == "parquet" else _ipc(handle).schema
+            if format == "parquet":
+                with pq.ParquetFile(handle) as opened:
+                    schema, groups = opened.schema_arrow, _groups_of(opened.metadata)
+            else:
+                schema = _ipc(handle).schema
     except (pa.ArrowException, OSError) as error:
         raise place.unreadable(file, error) from None
     for name, value in file.partition.items():
         schema = schema.append(pa.field(name, partition_value(value).type))
-    return schema.remove_metadata()
+    return schema.remove_metadata(), groups
 
 
 def columnar_rows(place: Place, file: Found) -> int:
@@ -42,27 +56,35 @@ def columnar_rows(place: Place, file: Found) -> int:
         raise place.unreadable(file, error) from None
 
 
-@dataclass(frozen=True)
-class RowGroup:
-    """A row group of a Parquet file, as its footer has it."""
-
-    end: int  # number of the row behind it
-    column_bytes: int  # of its largest column; repeated values count once
-
-
 def row_groups(place: Place, file: Found) -> Sequence[RowGroup]:
     """Return the row groups of a Parquet file."""
     try:
         with place.open(file) as handle:
-            metadata = pq.read_metadata(handle)
+            return _groups_of(pq.read_metadata(handle))
     except (pa.ArrowException, OSError) as error:
         raise place.unreadable(file, error) from None
-    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
-    ends = accumulate(group.num_rows for group in groups)
-    return [
-        RowGroup(end, max(group.column(at).total_uncompressed_size for at in range(group.num_columns)))
-        for end, group in zip(ends, groups, strict=True)
-    ]
+
+
+def _groups_of(metadata: pq.FileMetaData) -> Sequence[RowGroup]:
+    leaves = [metadata.schema.column(at) for at in range(metadata.num_columns)]
+    varying = [leaf.physical_type == "BYTE_ARRAY" or leaf.max_repetition_level > 0 for leaf in leaves]
+    out, end = [], 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        sizes = [group.column(at).total_uncompressed_size for at in range(group.num_columns)]
+        end += group.num_rows
+        differing = [size for size, may in zip(sizes, varying, strict=True) if may]
+        out.append(RowGroup(end, group.num_rows, max(sizes, default=0), max(differing, default=0)))
+    return out
+
+
+def uneven_bytes(groups: Sequence[RowGroup]) -> int:
+    """Return how much more the largest column of a row group takes than as many rows do elsewhere.
+
+    It may be one value. What is usual is the least that a row takes in any row group, those of few rows aside.
+    """
+    most_rows = max((group.rows for group in groups), default=0)
+    usual = min((group.varying_bytes / group.rows for group in groups if 2 * group.rows > most_rows), default=0.0)
+    return max((int(group.varying_bytes - group.rows * usual) for group in groups), default=0)
 
 
 def read_columnar(

@@ -22,11 +22,19 @@ from engine.errors import SourceError, SourceSchemaError
 from engine.sources.casting import cast_rows
 from engine.sources.dialects import nearest
 from engine.sources.files.changes import Change, Changes, additions, changes
-from engine.sources.files.columnar import RowGroup, columnar_rows, columnar_schema, read_columnar, row_groups, standing
+from engine.sources.files.columnar import (
+    RowGroup,
+    columnar_rows,
+    columnar_schema,
+    read_columnar,
+    row_groups,
+    standing,
+    uneven_bytes,
+)
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.text_reader import ROW, TextReader
 from engine.sources.files.texts import NAMED, guessed
-from engine.sources.protocol import STAMP, Batch, Ending, Seen, SeenFile, Standing, Window
+from engine.sources.protocol import STAMP, Batch, Ending, Extent, Seen, SeenFile, Standing, Window
 from engine.spec import FILE, FILE_KEY, READ_AT, CsvSpec
 from engine.units import format_time
 
@@ -91,6 +99,7 @@ class FileSource:
         self._types |= {name: NAMED[kind] for name, kind in (named or {}).items()}
         self._times = times
         self._guessed: dict[str, pa.DataType] = {}
+        self._footers: dict[str, Sequence[RowGroup]] = {}  # by name, of the files whose schema was asked for
         self._progress = _Progress([], Counter())
         self._mark: Mapping[str, Any] = {}
         self._at = Standing("the first file")
@@ -160,6 +169,12 @@ class FileSource:
         if not out and self._types:  # nothing to read, only something to note
             out.append(("", pa.schema(list(self._types.items()))))
         return out or [("", self.schema())]
+
+    def extent(self, bounds: Mapping[str, Any], *, batch_bytes: int) -> Extent:
+        """Return what the footers of Parquet tell, once ``schemas`` has read them."""
+        del batch_bytes
+        names = [entry["name"] for entry in bounds["files"]]
+        return Extent(uneven_bytes=uneven_bytes([group for name in names for group in self._footers.get(name, ())]))
 
     def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
         """Yield the rows of the range's files, one file after another."""
@@ -325,7 +340,8 @@ class FileSource:
     def _own_schema(self, file: Found) -> pa.Schema:
         format = self._format(file)
         if format in ("parquet", "arrow"):
-            return columnar_schema(self._place, file, format=format)
+            schema, self._footers[file.name] = columnar_schema(self._place, file, format=format)
+            return schema
         names, sample = self._reader(file).sample(file)
         if all(name in self._types for name in names):
             return pa.schema([(name, self._types[name]) for name in names])
