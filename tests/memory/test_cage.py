@@ -207,7 +207,7 @@ def test_a_child_killed_from_outside_is_a_crash_not_a_budget() -> None:
     [
         ("cgroup-v1", {"memory.max_usage_in_bytes": "700\n"}, False),
         ("cgroup-v1", {"memory.max_usage_in_bytes": "1000\n"}, True),
-        ("cgroup-v2", {"memory.events": "low 0\nhigh 0\nmax 0\noom 1\noom_kill 1\n"}, False),
+        ("cgroup-v2", {"memory.events": "low 0\nhigh 0\nmax 17\noom 0\noom_kill 1\n"}, False),
         ("cgroup-v2", {"memory.events": "low 0\nhigh 0\nmax 17\noom 1\noom_kill 1\n"}, True),
     ],
 )

@@ -60,10 +60,10 @@ class MemoryGroup:
         return {key: int(value) for key, _, value in lines}
 
     def was_full(self) -> bool:
-        """Return whether the group ever came to its limit: what the kernel kills before that, it kills for the host."""
+        """Return whether the group had no room left: what the kernel kills before that, it kills for the host."""
         if self.kind == "cgroup-v1":  # which counts page cache too: an idle group comes near its limit, not to it
             return self._number("memory.max_usage_in_bytes") >= _FULL * self._number("memory.limit_in_bytes")
-        return self._events().get("max", 0) > 0
+        return self._events().get("oom", 0) > 0  # ``max`` counts page cache that was taken back there, too
 
     def _number(self, name: str) -> int:
         return int((self.path / name).read_text())
