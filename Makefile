@@ -25,10 +25,10 @@ LIGHTGBM := import ctypes, glob, importlib.util as u; \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-faults lint format up bench lock clean
+.PHONY: help demo test test-faults test-cgroup-v2 lint format up bench lock clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Replay the flights of 2013 through the whole loop, from an empty workspace
 	@$(BIN)/headrace demo
@@ -38,6 +38,10 @@ test: $(READY) ## Run all tests
 
 test-faults: $(READY) ## Run what `make test` leaves out: hundreds of kills, longer loops, larger data (an hour)
 	@$(BIN)/python -m pytest --durations=15 -m slow
+
+test-cgroup-v2: $(READY) ## Run the tests of the cage in a guest with control groups of version 2 (six minutes, Debian)
+	@$(BIN)/python tests/memory/cgroup_v2.py $(BIN)/python -m pytest tests/memory/test_cage.py tests/memory/places_v2.py \
+		tests/engine/memory
 
 lint: $(READY) ## Check style, types and floors
 	@$(BIN)/ruff check .

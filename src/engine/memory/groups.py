@@ -60,10 +60,10 @@ class MemoryGroup:
         return {key: int(value) for key, _, value in lines}
 
     def was_full(self) -> bool:
-        """Return whether the group ever came to its limit: what the kernel kills before that, it kills for the host."""
+        """Return whether the group had no room left: what the kernel kills before that, it kills for the host."""
         if self.kind == "cgroup-v1":  # which counts page cache too: an idle group comes near its limit, not to it
             return self._number("memory.max_usage_in_bytes") >= _FULL * self._number("memory.limit_in_bytes")
-        return self._events().get("max", 0) > 0
+        return self._events().get("oom", 0) > 0  # ``max`` counts page cache that was taken back there, too
 
     def _number(self, name: str) -> int:
         return int((self.path / name).read_text())
@@ -119,7 +119,7 @@ def enforcement() -> str:
 def _make() -> MemoryGroup | None:
     if os.environ.get("HEADRACE_CAGE") == "polling":
         return None
-    parent, kind = _own_group()
+    parent, kind = _place()
     if parent is None:
         return None
     _remove_left(parent)
@@ -129,7 +129,7 @@ def _make() -> MemoryGroup | None:
     except OSError:
         return None
     probe = "memory.limit_in_bytes" if kind == "cgroup-v1" else "memory.max"
-    if not (path / probe).exists():  # v2 without the controller delegated to us
+    if not (path / probe).exists():  # the directory is not what it seems
         path.rmdir()
         return None
     return MemoryGroup(path, kind=kind)
@@ -143,8 +143,8 @@ def _remove_left(parent: Path) -> None:
                 path.rmdir()
 
 
-def _own_group() -> tuple[Path | None, str]:
-    """Return the directory under which groups may be made: our own (v1), our parent's (v2, where we are in a leaf)."""
+def _place() -> tuple[Path | None, str]:
+    """Return the directory under which groups may be made, None where there is none, and their kind."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except FileNotFoundError:
@@ -155,6 +155,25 @@ def _own_group() -> tuple[Path | None, str]:
             own = _V1 / path.lstrip("/")
             return (own if own.is_dir() else _V1), "cgroup-v1"
     if "" in groups and (_V2 / "cgroup.controllers").exists():
-        own = _V2 / groups[""].lstrip("/")
-        return (own.parent if own != _V2 else own), "cgroup-v2"
+        return _place_v2(_V2 / groups[""].lstrip("/")), "cgroup-v2"
     return None, ""
+
+
+def _place_v2(own: Path) -> Path | None:
+    """Return the parent of our own group, or the root where we are in it: processes and limits do not go together.
+
+    None where groups beside our own would leave its limit, and where nobody has delegated the parent to us. The root of
+    a container is such a place: it is a group with processes, though it looks like the root of the machine.
+    """
+    if ".." in own.parts or not (own / "cgroup.procs").exists():  # beyond what our namespace or our mount shows
+        return None
+    if any(file.exists() and file.read_text() != "max\n" for file in (own / "memory.max", own / "memory.high")):
+        return None
+    parent = own if own == _V2 else own.parent
+    switch = parent / "cgroup.subtree_control"
+    try:
+        if "memory" not in switch.read_text().split():
+            switch.write_text("+memory")  # systemd leaves this to whom it delegates
+    except OSError:
+        return None
+    return parent if os.access(parent / "cgroup.procs", os.W_OK) else None  # the child has to pass through it
