@@ -21,7 +21,7 @@ _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROWS = 131_072
 _TEXT_BYTES = 64  # a first guess of a text and its offset
 _LOOK_ROWS = 1_024  # of which the bytes of a row are taken
-_COUNTED_ROWS = 2**20  # a range of more is read through batches of full size anyway
+_COUNTED_ROWS = 2**18  # a range of more is read through batches of full size anyway
 
 
 class SQLSource:
@@ -89,7 +89,7 @@ class SQLSource:
         return [(self._table, self.schema())]
 
     def extent(self, bounds: Mapping[str, Any], *, batch_bytes: int) -> Extent:
-        """Return what a range holds: its rows are counted up to a million, the first of them looked at."""
+        """Return what a range holds: its rows are counted up to a quarter of a million, the first of them looked at."""
         arguments = _arguments(bounds)
         limit = min(_COUNTED_ROWS, arguments["limit_rows"])
         counted = self._dialect.count(self._range(**arguments | {"limit_rows": limit}, batch_rows=1))
