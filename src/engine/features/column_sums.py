@@ -51,7 +51,7 @@ class LimbTotals:
         """Return what comes before ``rows`` of a segment: limbs with their places. All are of one scale."""
         del starts, power  # power is 0: why it is exact
         first = layout.lowest - self._sums.lowest
-        return [(first + limb, arrays[f"{name}.{limb}"][rows]) for limb in range(layout.limbs)]
+        return [(first + limb, arrays[f"{name}.{limb}"].take(rows)) for limb in range(layout.limbs)]
 
     def add(self, part: Sequence[tuple[int, npt.NDArray[Any]]], at: Places | slice, less: bool) -> None:
         """Add what ``before`` returned to the windows ``at``, or take it away."""

@@ -180,7 +180,7 @@ class LimbSums:
     def take(self, at: Numbers) -> LimbSums:
         """Return the sums at these places."""
         out = LimbSums(0, lowest=self.lowest, limbs=0)
-        out.limbs = [limb[at] for limb in self.limbs]
+        out.limbs = [limb.take(at) for limb in self.limbs]
         return out
 
     def parts(self) -> tuple[Floats, Floats, Floats]:

@@ -51,7 +51,7 @@ class OpenWindow:
             end = start + len(at)
             first = np.arange(start, end) if ties is None else ties[start:end]
             distinct = {length: counted[start:end] for length, counted in inside.items()}
-            answers = search.run(self.batch.codes(start, end), self.near[at], first, inside=distinct)
+            answers = search.run(self.batch.codes(start, end), self.near.take(at), first, inside=distinct)
             values = None if self.own is None else self.own.take(pa.array(at))
             for length, statistic, name in names:
                 out[name].put(at, _result(statistic, answers[length], self.stamps, at, values))
@@ -89,7 +89,7 @@ class _Column:
         values, missing = found
         self._values[at] = values
         if missing is not None and missing.any():
-            self._missing[at] = missing
+            self._missing[at[missing]] = True
 
     def array(self) -> pa.Array:
         """Return what was put; from its buffers: Arrow's own conversion looks at each value."""

@@ -72,8 +72,8 @@ class Totals:
             name = "sum" if layout.boolean else "squares"
             squares = self._squares.before(_squares_of(layout), arrays, rows, starts, name=name, power=2 * power)
         return Before(
-            None if self._present is None else arrays["present"][rows] if layout.nulls else counted,
-            {name: arrays[name][rows] for name in layout.special if name in self._special},
+            None if self._present is None else arrays["present"].take(rows) if layout.nulls else counted,
+            {name: arrays[name].take(rows) for name in layout.special if name in self._special},
             self._sums.before(layout.sums, arrays, rows, starts, name="sum", power=power),
             squares,
         )
@@ -91,8 +91,8 @@ class Totals:
     def take(self, at: Places) -> Totals:
         """Return the totals of the windows at these places, each as often as it is named, to add more to."""
         out = copy.copy(self)
-        out._present = None if self._present is None else self._present[at]
-        out._special = {name: counted[at] for name, counted in self._special.items()}
+        out._present = None if self._present is None else self._present.take(at)
+        out._special = {name: counted.take(at) for name, counted in self._special.items()}
         out._sums = self._sums.take(at)
         out._squares = None if self._squares is None else self._squares.take(at)
         return out

@@ -42,8 +42,10 @@ class Answer:
     def take(self, at: Numbers) -> Answer:
         """Return the answers at these places, to add more to."""
         total = None if self.total is None else self.total.take(at)
-        last = None if self.last is None else self.last[at]
-        return Answer(self.count[at], total, last, {which: found.take(at) for which, found in self.extremes.items()})
+        last = None if self.last is None else self.last.take(at)
+        return Answer(
+            self.count.take(at), total, last, {which: found.take(at) for which, found in self.extremes.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -263,12 +265,12 @@ class WindowSearch:
     ) -> None:
         """Add what the windows of a block hold of one segment, beside what is known by key."""
         segment, runs = part.segment, part.runs
-        place = runs.place[keys] if part.searched else keys
-        starts = runs.start[keys] if self._needs_starts else keys  # else nobody looks at them
+        place = runs.place.take(keys) if part.searched else keys
+        starts = runs.start.take(keys) if self._needs_starts else keys  # else nobody looks at them
         many = [length for length, how in part.reach.items() if not how.few]
         high = place
         if part.ends:
-            high = runs.end[keys]
+            high = runs.end.take(keys)
         elif many:
             high = first if part.own else segment.position(place, near, after=self._closed)
         if many and not part.ends:

@@ -350,7 +350,7 @@ def _environment(budget: Budget, *, events_fd: int) -> dict[str, str]:
         "POLARS_MAX_THREADS": threads,
         "OMP_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the processor from those they wait for on a busy host
-        "OPENBLAS_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": "1",  # nothing here multiplies matrices, and its threads spin while they wait
         "PYTHONHASHSEED": "0",
         "PYDANTIC_DISABLE_PLUGINS": "__all__",  # to look for them takes each child 20 ms
     }

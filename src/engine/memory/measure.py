@@ -7,8 +7,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import psutil
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -84,6 +82,8 @@ def _field(text: bytes, name: bytes) -> int:
 
 def _portable(pid: int) -> Measure:
     """Return USS where there is no /proc, else RSS."""
+    import psutil  # a hundredth of a second of each child, which has a /proc
+
     try:
         process = psutil.Process(pid)
         info = process.memory_full_info()
