@@ -1,6 +1,7 @@
 """How preparing windows grows with rows, and what one more day costs on top of 24: the pipeline of ``windows.py``.
 
-Each run is Headrace's prepare stage in a control group of 1 GiB; the days are the same, the rows lie denser.
+Each run is Headrace's prepare stage in a control group of 1 GiB; the days are the same, the rows lie denser. One more
+minute tells how much of a day are starts, which a run has however many rows it prepares.
 ``python -m benchmarks.windows_growth [--rows N N ...] [--amounts float|cents]``
 """
 
@@ -33,17 +34,21 @@ def main() -> None:
             generate(home, rows=rows)
             found[f"{rows // 1_000_000} M"] = run("headrace", home, rows=rows, column=column, keep=True)
             if rows == _BASE:
-                day = rows // DAYS
-                generate(home, rows=rows + day, begin=rows, step=timedelta(days=DAYS) / rows)
-                found["one more day"] = run("headrace", home, rows=rows + day, column=column, keep=True)
+                done, step = rows, timedelta(days=DAYS) / rows
+                for name, more in (("one more day", rows // DAYS), ("one more minute", rows // DAYS // 1_440)):
+                    generate(home, rows=done + more, begin=done, step=step)
+                    done += more
+                    found[name] = run("headrace", home, rows=done, column=column, keep=True)
     path = write_results("windows_growth", found)
-    runs = [(one.rows, one) for name, one in found.items() if name != "one more day"]
+    runs = [(one.rows, one) for name, one in found.items() if not name.startswith("one more")]
     print(f"seconds grow with rows to the power of {_exponent([(rows, one.seconds) for rows, one in runs]):.3f}")
     peaks = [one.figures["task_peak_bytes"] for _, one in runs]
     print(f"the largest peak of a task is {max(peaks) / min(peaks):.3f} of the smallest")
     if "one more day" in found:
-        share = found["one more day"].seconds / found[f"{_BASE // 1_000_000} M"].seconds
-        print(f"one more day costs {share * DAYS:.2f}/{DAYS} of {DAYS} days")
+        names = (f"{_BASE // 1_000_000} M", "one more day", "one more minute")
+        whole, day, starts = (found[name].seconds for name in names)
+        print(f"one more day costs {day / whole * DAYS:.2f}/{DAYS} of {DAYS} days")
+        print(f"and {(day - starts) / (whole - starts) * DAYS:.2f}/{DAYS} without {starts:.2f} s of starts in each")
     print(f"wrote {path}")
 
 
