@@ -1,7 +1,7 @@
 """What preparing holds: the projections of its tasks, and how many rows of a span a budget takes. Pure arithmetic over
 figures of the workspace.
 
-Which slices there are is planned by ``stages/prepare.py``; the tasks are in ``label_slices.py``, ``window_slices.py``
+Which slices there are is planned by ``preparing/``; the tasks are in ``label_slices.py``, ``window_slices.py``
 and ``row_streams.py``.
 """
 

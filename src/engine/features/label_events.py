@@ -1,6 +1,6 @@
 """Label records joined with the rows that they are of: when each became known, and the keys that windows need.
 
-The join streams ``raw`` past a bounded slice of labels; nothing here decides which slice (``stages/prepare.py``).
+The join streams ``raw`` past a bounded slice of labels; nothing here decides which slice (``preparing/``).
 """
 
 from __future__ import annotations

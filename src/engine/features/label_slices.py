@@ -1,6 +1,6 @@
 """The task of a slice of labels: label records joined with their rows, and segments by when each became known.
 
-Runs in the cage. Which slices there are is planned by ``stages/prepare.py``; the join itself is ``label_events.py``.
+Runs in the cage. Which slices there are is planned by ``preparing/``; the join itself is ``label_events.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The tasks of a slice without windows: spans whose rows lie in order are streamed by Polars from ``raw`` to chunks.
 
 Both run in the cage. What is not in order (late rows, new versions) is left to the second task, which sorts pieces that
-fit. Which spans there are is planned by ``stages/prepare.py``.
+fit. Which spans there are is planned by ``preparing/``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The task of a slice with windows: spans of event time, each gathered in order, made into segments and searched.
 
-Which spans there are is planned by ``stages/prepare.py``, by the arithmetic of ``spans.py``.
+Which spans there are is planned by ``preparing/``, by the arithmetic of ``spans.py``.
 """
 
 from __future__ import annotations

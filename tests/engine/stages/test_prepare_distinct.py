@@ -14,9 +14,9 @@ import pytest
 
 from engine.batching import read_batches
 from engine.layout import prepared_table
+from engine.preparing import windowed_rows
 from engine.spec import PipelineSpec, WindowSpec
 from engine.stage import StageContext, run_stage
-from engine.stages import prepare
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
 
@@ -137,8 +137,8 @@ def _schedule(rows: Sequence[Row], name: str, pick: random.Random) -> list[list[
 def test_rows_in_any_order_of_arrival_lead_to_what_the_definition_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(prepare, "windowed_rows_per_span", lambda *_: 30)
-    monkeypatch.setattr(prepare, "_WINDOWED_SPANS", 5)  # a slice takes several commits
+    monkeypatch.setattr(windowed_rows, "windowed_rows_per_span", lambda *_: 30)
+    monkeypatch.setattr(windowed_rows, "COMMIT_SPANS", 5)  # a slice takes several commits
     held, rows = list[Row](), _rows(3)
     schedule = [rows] if name == "at once" else _schedule(rows, name, random.Random(name))
     for number, arrived in enumerate(schedule):
@@ -150,7 +150,7 @@ def test_rows_in_any_order_of_arrival_lead_to_what_the_definition_gives(
 def test_a_new_version_of_a_row_takes_its_value_out_of_later_windows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "windowed_rows_per_span", lambda *_: 30)
+    monkeypatch.setattr(windowed_rows, "windowed_rows_per_span", lambda *_: 30)
     rows = _rows(5)
     _arrive(tmp_path, 0, rows)
     changed = {row["id"]: row | {"to": "new", "card": "b"} for row in rows[::37]}

@@ -20,8 +20,8 @@ from engine.errors import SpecError
 from engine.features import footprints, row_streams
 from engine.features.row_streams import MOST_STREAMED_COLUMNS
 from engine.layout import largest_row_bytes, prepared_app, prepared_table
+from engine.preparing import streamed_rows
 from engine.stage import StageContext, run_stage
-from engine.stages import prepare
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
 from engine.units import microseconds
@@ -33,7 +33,7 @@ ROWS = 30_000
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A workspace whose ``raw`` has rows of five and a half hours, to be prepared in three spans."""
-    monkeypatch.setattr(prepare, "_STREAMED_SPAN_ROWS", 12_000)
+    monkeypatch.setattr(streamed_rows, "SPAN_ROWS", 12_000)
     generate(tmp_path, rows=ROWS)
     return tmp_path
 
