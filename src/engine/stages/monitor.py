@@ -23,12 +23,13 @@ from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
-from engine.realised import POSITIVE_BYTES, Group, Realised
-from engine.refs import Task, TaskResult
+from engine.realised import POSITIVE_BYTES, Realised
+from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
 
 _DRIFT_BYTES = 8 * 2**20  # encoders and histograms; the model itself is not loaded
+_HELD_ROWS = 1_000
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
 METRICS_SCHEMA = pa.schema(
@@ -96,6 +97,7 @@ class MonitorStage:
             **plan.bounds,
             "n": plan.n,
             "as_of": format_time(plan.as_of),
+            "counts": _counts(context, plan),
             "imports": ["polars"],
         }
         task = Task(self.name, f"monitor.{plan.n}", "engine.stages.monitor:run", inputs)
@@ -105,41 +107,36 @@ class MonitorStage:
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record what was seen; publish the metrics."""
         outputs = done[0][0].outputs
-        as_of = format_time(plan.as_of)
-        journal = context.workspace.journal
-        counts = {
-            f"new_{name}": sum(
-                int((journal.commit(f"extract:{what}", n) or {}).get("rows", 0))
-                for n in range(plan.bounds["before"][f"{what}_n"] + 1, plan.bounds[f"{what}_n"] + 1)
-            )
-            for name, what in (("rows", "raw"), ("labels", "labels"))
-        }
-        rows = [
-            {"kind": "counts", "model_version": 0, "start": "", "end": "", "name": name, "value": float(value)}
-            for name, value in counts.items()
-        ]
-        rows += outputs["metrics"]
-        batch = pa.RecordBatch.from_pylist([{**row, "n": plan.n, "as_of": as_of} for row in rows], METRICS_SCHEMA)
+        chunks = [ChunkRef.from_json(value) for value in outputs["chunks"]]
         table = self.primary(context)
 
         def publish() -> None:
-            with ChunkWriter(table.path, prefix=chunk_prefix(plan.n, "monitor"), schema=METRICS_SCHEMA) as writer:
-                writer.write(batch)
-            table.commit(app=plan.app, n=plan.n, schema=METRICS_SCHEMA, add=writer.chunks)
+            table.commit(app=plan.app, n=plan.n, schema=METRICS_SCHEMA, add=chunks)
 
         seen = {name: plan.bounds[name] for name in ("raw_n", "labels_n", "predictions_n")}
         prepared = dict((last_record(context) or {}).get("prepared", {}))
         if plan.bounds["champion_features"]:
             prepared[plan.bounds["champion_features"]] = outputs["prepared_n"]
         summary = {
-            **counts,
+            **outputs["counts"],
             "period": outputs["period"],
             "drift": outputs["drift"],
             "champion": plan.bounds["champion"],
         }
-        return Outcome(
-            outputs=summary, record={**seen, "as_of": as_of, "prepared": prepared, **summary}, publish=publish
+        record = {**seen, "as_of": format_time(plan.as_of), "prepared": prepared, **summary}
+        return Outcome(outputs=summary, record=record, publish=publish)
+
+
+def _counts(context: StageContext, plan: Plan) -> dict[str, int]:
+    """Return how many rows and labels have come since the last look."""
+    journal = context.workspace.journal
+    return {
+        f"new_{name}": sum(
+            int((journal.commit(f"extract:{what}", n) or {}).get("rows", 0))
+            for n in range(plan.bounds["before"][f"{what}_n"] + 1, plan.bounds[f"{what}_n"] + 1)
         )
+        for name, what in (("rows", "raw"), ("labels", "labels"))
+    }
 
 
 def last_record(context: StageContext) -> dict[str, Any] | None:
@@ -230,31 +227,28 @@ def run(task: Task, scope: Scope) -> TaskResult:
     )
     clock = parse_time(inputs["previous"]) if inputs["previous"] else None
     since = looked.touched_since(clock, predictions_n=int(inputs["before"]["predictions_n"]))
-    out = [
-        row
-        for group, found in (looked.weeks(since) if since is not None else ())
-        for row in _rows_of(group, found.to_json())
-    ]
-    period: dict[str, Any] = {}
-    if clock is not None:
-        group = Group(0, clock, parse_time(inputs["as_of"]))
-        found = looked.period(group.start, group.end)
-        period = found.to_json() if found is not None else {}
-        out += _rows_of(group, period)
-    drift, prepared_n = _drift(context, inputs, scope) if inputs["bundle"] else ({}, 0)
-    out += [
-        {
-            "kind": "drift",
-            "model_version": inputs["champion"],
-            "start": inputs["previous"] or "",
-            "end": inputs["as_of"],
-            "name": name,
-            "value": value,
-        }
-        for name, value in drift.items()
-    ]
-    outputs = {"metrics": out, "period": period, "drift": drift, "prepared_n": prepared_n}
-    return TaskResult(task=task.name, outputs=outputs, rows_in=looked.rows, rows_out=len(out))
+    now, period = parse_time(inputs["as_of"]), dict[str, Any]()
+    table = context.workspace.table("metrics")
+    with ChunkWriter(table.path, prefix=chunk_prefix(int(inputs["n"]), "monitor"), schema=METRICS_SCHEMA) as writer:
+        out = _MetricRows(writer, n=int(inputs["n"]), as_of=inputs["as_of"])
+        out.add("counts", inputs["counts"])
+        for group, found in looked.weeks(since) if since is not None else ():
+            out.add("realised", found.to_json(), version=group.version, start=group.start, end=group.end)
+        if clock is not None:
+            whole = looked.period(clock, now)
+            period = whole.to_json() if whole is not None else {}
+            out.add("realised", period, start=clock, end=now)
+        drift, prepared_n = _drift(context, inputs, scope) if inputs["bundle"] else ({}, 0)
+        out.add("drift", drift, version=inputs["champion"], start=clock, end=now)
+        out.flush()
+    outputs = {
+        "chunks": [to_json(ref) for ref in writer.chunks],
+        "counts": inputs["counts"],
+        "period": period,
+        "drift": drift,
+        "prepared_n": prepared_n,
+    }
+    return TaskResult(task=task.name, outputs=outputs, rows_in=looked.rows, rows_out=out.rows)
 
 
 def run_realised(task: Task, scope: Scope) -> TaskResult:
@@ -272,20 +266,38 @@ def run_realised(task: Task, scope: Scope) -> TaskResult:
     return TaskResult(task=task.name, outputs={"period": period}, rows_in=looked.rows)
 
 
-def _rows_of(group: Group, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    start, end = format_time(group.start), format_time(group.end)
-    return [
-        {
-            "kind": "realised",
-            "model_version": group.version,
-            "start": start,
-            "end": end,
-            "name": name,
-            "value": float(value),
-        }
-        for name, value in values.items()
-        if value is not None
-    ]
+class _MetricRows:
+    """Rows of ``metrics``, written as they come: a first look at decades has tens of thousands."""
+
+    def __init__(self, writer: ChunkWriter, *, n: int, as_of: str) -> None:
+        self._writer = writer
+        self._look = {"n": n, "as_of": as_of}
+        self._held: list[dict[str, Any]] = []
+        self.rows = 0
+
+    def add(
+        self,
+        kind: str,
+        values: Mapping[str, Any],
+        *,
+        version: int = 0,
+        start: datetime | None = None,
+        end: datetime | None = None,
+    ) -> None:
+        """Add a row for each value that is known."""
+        period = {"start": format_time(start) if start else "", "end": format_time(end) if end else ""}
+        about = {**self._look, "kind": kind, "model_version": version, **period}
+        self._held += [
+            {**about, "name": name, "value": float(value)} for name, value in values.items() if value is not None
+        ]
+        if len(self._held) >= _HELD_ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Hand all rows to the writer."""
+        self._writer.write(pa.RecordBatch.from_pylist(self._held, METRICS_SCHEMA))
+        self.rows += len(self._held)
+        self._held = []
 
 
 def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tuple[dict[str, float], int]:
