@@ -132,7 +132,7 @@ class Governor:
             release_pools()
 
     def step_done(self) -> None:
-        """Give unused memory back after a step that has freed most of what it took, where two fifths of the room are held.
+        """Give unused memory back where two fifths of the room are held, after a step that has freed what it took.
 
         What one step leaves in pieces is else beside what the next one takes, and more of it after each. Where there is
         room, it stays: to have the same pages cleared again took a fifth of 10 s.
