@@ -28,6 +28,7 @@ from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
+_UNRETURNED_BYTES = 12 * 2**20  # after some million rows all other terms were used up
 _COPIES = 6  # of a batch: as read, without what has a prediction, as the learner wants it, its scores
 
 
@@ -146,6 +147,7 @@ def _project(context: StageContext, rows: int, *, model_bytes: int) -> Projectio
         "model": model_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**17,
+        "freed, not yet given back": _UNRETURNED_BYTES,
         **uneven_terms(largest, batch_bytes=batch, copies=_COPIES),
     }
     return Projection(stage="score", reserved_bytes=context.learned.reserved_bytes("score"), terms=terms)

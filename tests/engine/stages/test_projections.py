@@ -274,7 +274,7 @@ def test_validation_takes_the_larger_of_reading_and_the_bootstrap(context: Stage
 
 
 def test_scoring(context: StageContext) -> None:
-    expected = 6 * BATCH + ROWS * 24 + MODEL + 2 * GROUP + (COLUMNS + 3) * MIB // 8
+    expected = 6 * BATCH + ROWS * 24 + MODEL + 2 * GROUP + (COLUMNS + 3) * MIB // 8 + 12 * MIB
     _check(score._project(context, ROWS, model_bytes=MODEL), expected)
 
 
