@@ -29,7 +29,7 @@ from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, ru
 from engine.units import format_time, parse_time
 
 _DRIFT_BYTES = 8 * 2**20  # encoders and histograms; the model itself is not loaded
-_HELD_ROWS = 1_000
+_HELD_ROWS = 1_000  # of metrics, before they are written
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
 METRICS_SCHEMA = pa.schema(
