@@ -84,6 +84,7 @@ $(LOCKED):
 
 $(READY): $(LOCKED)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m compileall -q src  # else each child compiles, where the cache is off
 	@$(BIN)/python -c '$(LIGHTGBM)' 2>/dev/null || { echo "LightGBM needs the system's OpenMP library. Install it:" \
 		"apt-get install libgomp1, dnf install libgomp, apk add libgomp, or brew install libomp"; exit 1; }
 	@rm -f .venv/ready-*

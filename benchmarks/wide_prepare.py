@@ -101,6 +101,7 @@ def generate(home: Path, *, rows: int) -> None:
     """Commit ``rows`` rows to ``raw``, as extraction leaves them; nothing is done where they are already."""
     from engine.batching import ChunkWriter, Workspace
     from engine.batching.tables import chunk_prefix
+    from engine.layout import row_order
     from engine.units import microseconds
 
     workspace = Workspace(home / "workspace")
@@ -115,7 +116,8 @@ def generate(home: Path, *, rows: int) -> None:
         for at in range(start, start + size, _BLOCK_ROWS):
             batch = _block(at, min(_BLOCK_ROWS, start + size - at))
             if writer is None:
-                writer = ChunkWriter(raw.path, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
+                order = row_order(spec_of(home), "raw")
+                writer = ChunkWriter(raw.path, prefix=chunk_prefix(n, "raw"), schema=batch.schema, order=order)
                 writer.__enter__()
             memory += batch.nbytes
             for hour, count in _hours(at, batch.num_rows).items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.batching import Table, Workspace
+from engine.spec import PipelineSpec
 
 KEY, EVENT_TIME, BASELINE = "key", "event_time", "baseline"
 """Columns of ``prepared`` beside the features."""
@@ -65,6 +66,11 @@ def primary_table(workspace: Workspace, app: str) -> Table:
     if app not in names:
         raise LookupError(f"no stage commits as {app!r}")
     return workspace.table(names[app])
+
+
+def row_order(spec: PipelineSpec, table: str) -> tuple[str, str] | None:
+    """Return the time and the key that a table's rows may lie in order of, where somebody asks: of ``raw`` only."""
+    return (spec.event_time, spec.source.key) if table == "raw" else None
 
 
 def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.batching.atomic import replace_synced
+from engine.batching.row_order import RowOrder
 from engine.refs import ChunkRef
 from engine.units import format_time
 
@@ -70,6 +71,8 @@ class ChunkWriter:
         Of a chunk at most; fewer where the table is so wide that its row groups are many.
     written
         Chunks of an earlier try that the new ones come after.
+    order
+        Names of a time and a key: a chunk's footer says where its rows lie in strict order of both.
 
     Notes
     -----
@@ -90,6 +93,7 @@ class ChunkWriter:
         row_group_bytes: int = ROW_GROUP_BYTES,
         on_chunk: Callable[[ChunkRef], None] | None = None,
         written: Sequence[ChunkRef] = (),
+        order: tuple[str, str] | None = None,
     ) -> None:
         self._directory = directory
         self._prefix = prefix
@@ -111,6 +115,8 @@ class ChunkWriter:
         self._rows = 0
         self._memory_bytes = 0
         self._largest_row_bytes = 0
+        self._ordered_by = order
+        self._order = self._new_order()
         self.chunks: list[ChunkRef] = list(written)
 
     def __enter__(self) -> Self:
@@ -133,6 +139,8 @@ class ChunkWriter:
             self._finish()
         largest = self._fixed_bytes + sum(largest_value(batch.column(name)) for name in self._unbounded)
         self._largest_row_bytes = max(self._largest_row_bytes, largest if largest > LARGE_ROW_BYTES else 0)
+        if self._order is not None:
+            self._order.add(batch)
         for piece in sliced(batch, self._row_group_bytes):
             self._pending.append(piece)
             self._pending_bytes += piece.nbytes
@@ -194,12 +202,19 @@ class ChunkWriter:
         first = rows.slice(0, _SAMPLE_ROWS)
         return [name for name in self._strings if 2 * pc.count_distinct(first.column(name)).as_py() <= first.num_rows]
 
+    def _new_order(self) -> RowOrder | None:
+        if self._ordered_by is None:
+            return None
+        time, key = self._ordered_by
+        return RowOrder(time=time, key=key)
+
     def _finish(self) -> None:
         self._flush()
         if self._writer is None:
             return
         largest = self._largest_row_bytes
-        self._writer.add_key_value_metadata({HELD_BYTES: json.dumps(self._held), LARGEST_ROW: str(largest)})
+        footer = {HELD_BYTES: json.dumps(self._held), LARGEST_ROW: str(largest)}
+        self._writer.add_key_value_metadata(footer | (self._order.footer() if self._order is not None else {}))
         self._writer.close()
         self._writer, self._held = None, {}
         ref = adopt_chunk(
@@ -211,6 +226,7 @@ class ChunkWriter:
         self.chunks.append(ref)
         self._rows = 0
         self._memory_bytes = self._largest_row_bytes = 0
+        self._order = self._new_order()
         if self._on_chunk is not None:
             self._on_chunk(ref)
 

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
+from engine.batching.row_order import in_order
 from engine.batching.streams import largest_row_bytes, read_weighed, said_largest_row
 from engine.batching.tables import chunk_prefix, same_type
-from engine.features.row_order import RowOrder
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
 from engine.features.transform import LazyTransform, load_transform
 from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
@@ -179,14 +179,15 @@ def _stream(
     row_bytes = float(task.inputs["row_bytes"])
     if any(largest_row_bytes(chunk.path, schema.names) > _MOST_UNEVEN * row_bytes for chunk in chunks):
         return "not streamed: some rows are so large that a row group of as many rows as elsewhere would be too"
+    ordered = in_order(chunks, time=spec.event_time, key=spec.source.key)
+    if ordered is None:
+        return "rows are not in order of event time and key: they are sorted"
     low, high, rows = span
-    order = RowOrder(time=spec.event_time, key=spec.source.key)
-    frame = pl.scan_parquet([chunk.path for chunk in chunks]).select(schema.names)
+    frame = pl.scan_parquet([chunk.path for chunk in ordered]).select(schema.names)
     if frame.collect_schema()[spec.event_time] != pl.Datetime("us", "UTC"):
         return f"not streamed: {spec.event_time} is not in microseconds"
     frame = frame.filter((pl.col(spec.event_time) >= low) & (pl.col(spec.event_time) < high))
-    frame = transform(frame.with_columns(order.watched(frame)))
-    selected = _selected(frame, spec)
+    selected = _selected(transform(frame), spec)
     if selected is None:
         return "not streamed: columns are of types that need a cast"
     names, frame = selected
@@ -200,12 +201,12 @@ def _stream(
             row_group_size=max(1, int(ROW_GROUP_BYTES / row_bytes)),
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
-        if order.holds(rows) and pq.read_metadata(temporary).num_rows == rows:
+        if pq.read_metadata(temporary).num_rows == rows:
             return adopt_chunk(temporary, final, memory_bytes=int(rows * row_bytes), largest_row_bytes=largest)
-        why = "rows are not in order of event time and key, or not as many as planned: they are sorted"
+        why = "not as many rows as planned: they are sorted"
     except pl.exceptions.PolarsError as error:
         # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.
-        why = order.broken or f"not streamed: {(str(error).splitlines() or [''])[0]}"
+        why = f"not streamed: {(str(error).splitlines() or [''])[0]}"
     temporary.unlink(missing_ok=True)
     return why
 

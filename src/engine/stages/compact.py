@@ -38,7 +38,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES, most_chunk_rows
 from engine.batching.merging import Merge, MergeLimits, find_merges, merged_prefix, spans_a_pin
 from engine.batching.streams import uneven_terms
 from engine.errors import TableError
-from engine.layout import feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table
+from engine.layout import feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table, row_order
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -208,7 +208,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
     TableError
         A chunk does not hold the rows that the log has of it: nothing is merged.
     """
-    table = ChildContext.of(scope.context).workspace.table(task.inputs["table"])
+    context = ChildContext.of(scope.context)
+    table, by = context.workspace.table(task.inputs["table"]), row_order(context.spec, task.inputs["table"])
     order = table.schema()
     if order is None:
         raise LookupError(f"{table.name} has no schema though its chunks were planned")
@@ -223,7 +224,9 @@ def run(task: Task, scope: Scope) -> TaskResult:
         schema = _schema_of(paths, order=order.names)
         prefix = merged_prefix(int(merge["ns"][-1]), owner=str(merge["owner"]), plan_n=int(task.inputs["n"]))
         wanted = int(merge["rows"])
-        with ChunkWriter(table.path, prefix=prefix, schema=schema, chunk_rows=wanted, on_chunk=on_chunk) as writer:
+        with ChunkWriter(
+            table.path, prefix=prefix, schema=schema, chunk_rows=wanted, on_chunk=on_chunk, order=by
+        ) as writer:
             for batch in read_batches(
                 paths, columns=schema.names, schema=schema, batch_bytes=scope.governor.batch_bytes
             ):

@@ -19,7 +19,7 @@ from engine.batching.tables import chunk_prefix
 from engine.errors import SpecError
 from engine.features import footprints, row_streams
 from engine.features.row_streams import MOST_STREAMED_COLUMNS
-from engine.layout import largest_row_bytes, prepared_app, prepared_table
+from engine.layout import largest_row_bytes, prepared_app, prepared_table, row_order
 from engine.preparing import streamed_rows
 from engine.stage import StageContext, run_stage
 from engine.stages.extract import ExtractStage
@@ -66,7 +66,8 @@ def _add(context: StageContext, *, at: datetime, ids: list[int], updated: dateti
         id=pl.Series(ids), placed_at=pl.lit(at), updated_at=pl.lit(updated), amount=pl.lit(-1.0)
     )
     batch = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(raw.schema()).combine_chunks().to_batches()[0]
-    with ChunkWriter(raw.path, prefix=chunk_prefix(2, "raw"), schema=batch.schema) as writer:
+    order = row_order(context.spec, "raw")
+    with ChunkWriter(raw.path, prefix=chunk_prefix(2, "raw"), schema=batch.schema, order=order) as writer:
         writer.write(batch)
     micros = microseconds(at - datetime(1970, 1, 1, tzinfo=UTC))
     record = {"rows": len(ids), "memory_bytes": batch.nbytes, "hours": {str(micros // 3_600_000_000): len(ids)}}
@@ -136,6 +137,18 @@ def test_rows_out_of_order_are_left_to_be_sorted_and_said_to_be(home: Path) -> N
     kinds = {chunk.name.split("-")[1].split(".")[0] for chunk in _chunks(context)}
     assert kinds == {"stream", "sort"}
     assert any("they are sorted" in event.message for event in seen if isinstance(event, events.Note))
+    assert _rows(context).equals(_expected(context))
+
+
+def test_chunks_are_streamed_in_order_of_time_whichever_was_extracted_first(home: Path) -> None:
+    context = _context(home)
+    first = datetime(2024, 12, 31, 23, 59, tzinfo=UTC)
+    _add(context, at=first, ids=[-2, -1], updated=datetime(2025, 6, 1, tzinfo=UTC))
+    run_stage(PrepareStage(), context)
+    assert all("-stream-" in chunk.name for chunk in _chunks(context))
+    for chunk in _chunks(context):
+        rows = pl.read_parquet(chunk.path)
+        assert rows.equals(rows.sort("event_time", "key"))
     assert _rows(context).equals(_expected(context))
 
 
