@@ -209,6 +209,7 @@ def prepared_rows(
     readers: Mapping[tuple[str, tuple[str, ...]], WindowReader] | None = None,
     in_order: Mapping[tuple[str, ...], SortedSegment] | None = None,
     first: OpenWindow | None = None,
+    part_done: Callable[[], None] = lambda: None,
 ) -> pa.Table:
     """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows.
 
@@ -218,6 +219,8 @@ def prepared_rows(
         The rows by windows' keys, as far as that is known.
     first
         The first window of them, if it is open already; while one is searched, the next one is opened.
+    part_done
+        Called after each window.
     """
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
     if spec.baseline is not None:
@@ -250,6 +253,7 @@ def prepared_rows(
                 ready = ahead.submit(opened, number + 1)
             if window is not None:
                 columns |= window.features()
+                part_done()
     return pa.table(columns)
 
 

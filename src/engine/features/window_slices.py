@@ -161,7 +161,8 @@ class _Spans:
             return None
         self._segments[self._prefix(number)] = [to_json(ref) for ref in span.built.refs]
         rows = transformed(span.rows, self._transform, self._spec, self._scope)
-        return prepared_rows(rows, self._spec, self._readers, span.in_order, span.first)
+        part_done = self._scope.governor.part_done
+        return prepared_rows(rows, self._spec, self._readers, span.in_order, span.first, part_done)
 
     def _write(self, number: int, rows: pa.Table) -> list[ChunkRef]:
         def on_chunk(ref: ChunkRef) -> None:

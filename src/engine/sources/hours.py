@@ -6,6 +6,7 @@ import base64
 import bisect
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,34 @@ _PENDING_SHARE = 8  # of the hours that are known: half of them were half of wha
 _Numbers = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Counts of some hours, packed: a fifth of what the numbers take."""
+
+    last: int  # hour
+    size: int
+    packed: bytes
+
+    @classmethod
+    def of(cls, hours: _Numbers, counts: _Numbers) -> _Run:
+        steps = np.diff(hours, prepend=0)
+        return cls(int(hours[-1]), len(hours), zlib.compress(np.concatenate([steps, counts]).tobytes(), 1))
+
+    def numbers(self) -> tuple[_Numbers, _Numbers]:
+        """Return hours, sorted, and counts."""
+        steps, counts = np.split(np.frombuffer(zlib.decompress(self.packed), np.int64), 2)
+        return np.cumsum(steps), counts
+
+
 class Hours:
-    """Counts rows by hour of event time; exact extent beside. 16 bytes an hour: a first load may span decades.
+    """Counts rows by hour of event time; exact extent beside. A few bytes an hour: a first load may span decades.
 
     They lie in runs, one after another in time. Rows come nearly in order, so that what is new lengthens the last run
-    or makes one more; all are held twice only where a row is older than all of them.
+    or makes one more; all are unpacked only where a row is older than all of them.
     """
 
     def __init__(self) -> None:
-        self._runs: list[tuple[_Numbers, _Numbers]] = []  # sorted, disjoint
+        self._runs: list[_Run] = []  # sorted, disjoint
         self._size = 0
         self._pending: list[tuple[_Numbers, _Numbers]] = []
         self._pending_size = 0
@@ -57,18 +77,18 @@ class Hours:
         made = cls()
         hours, counts = np.cumsum(_unpacked(value["steps"])), _unpacked(value["counts"])
         if len(hours):
-            made._runs, made._size = [(hours, counts)], len(hours)
+            made._runs, made._size = list(_cut(hours, counts)), len(hours)
         made._minimum, made._maximum = value["minimum"], value["maximum"]
         return made
 
     def to_json(self) -> dict[str, Any]:
         """Return the counts as JSON that is small: it is made where memory is short."""
         self._merge()
-        before = [0, *(int(hours[-1]) for hours, _ in self._runs)]
-        steps = (np.diff(hours, prepend=last) for (hours, _), last in zip(self._runs, before, strict=False))
+        before = [0, *(run.last for run in self._runs)]
+        steps = (np.diff(run.numbers()[0], prepend=last) for run, last in zip(self._runs, before, strict=False))
         return {
             "steps": _packed(steps),  # mostly 1, which compresses to nearly nothing
-            "counts": _packed(counts for _, counts in self._runs),
+            "counts": _packed(run.numbers()[1] for run in self._runs),
             "minimum": self._minimum,
             "maximum": self._maximum,
         }
@@ -76,7 +96,8 @@ class Hours:
     def by_hour(self) -> dict[str, int]:
         """Return rows by hours since 1970."""
         self._merge()
-        pairs = (zip(hours.tolist(), counts.tolist(), strict=True) for hours, counts in self._runs)
+        numbers = (run.numbers() for run in self._runs)
+        pairs = (zip(hours.tolist(), counts.tolist(), strict=True) for hours, counts in numbers)
         return {str(hour): count for run in pairs for hour, count in run}
 
     @property
@@ -89,10 +110,12 @@ class Hours:
             return
         new = _summed(self._pending)
         self._pending, self._pending_size = [], 0
-        touched = bisect.bisect_left(self._runs, new[0][0], key=lambda run: run[0][-1])
+        touched = bisect.bisect_left(self._runs, new[0][0], key=lambda run: run.last)
+        if touched == len(self._runs) and touched and self._runs[-1].size < _RUN_HOURS:
+            touched -= 1  # it has room left
         kept, late = self._runs[:touched], self._runs[touched:]
-        self._runs = [*kept, *_cut(*_summed([*late, new]))]
-        self._size = sum(len(hours) for hours, _ in self._runs)
+        self._runs = [*kept, *_cut(*_summed([*(run.numbers() for run in late), new]))]
+        self._size = sum(run.size for run in self._runs)
 
 
 def _summed(parts: Sequence[tuple[_Numbers, _Numbers]]) -> tuple[_Numbers, _Numbers]:
@@ -104,10 +127,10 @@ def _summed(parts: Sequence[tuple[_Numbers, _Numbers]]) -> tuple[_Numbers, _Numb
     return hours[first], np.add.reduceat(counts, first)
 
 
-def _cut(hours: _Numbers, counts: _Numbers) -> Iterator[tuple[_Numbers, _Numbers]]:
-    """Yield runs that hold no more memory than their own: what comes next mostly begins in the hour of the last one."""
+def _cut(hours: _Numbers, counts: _Numbers) -> Iterator[_Run]:
+    """Yield runs of some thousand hours."""
     for start in range(0, len(hours), _RUN_HOURS):
-        yield hours[start : start + _RUN_HOURS].copy(), counts[start : start + _RUN_HOURS].copy()
+        yield _Run.of(hours[start : start + _RUN_HOURS], counts[start : start + _RUN_HOURS])
 
 
 def _packed(parts: Iterable[_Numbers]) -> str:

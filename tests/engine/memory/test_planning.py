@@ -164,10 +164,10 @@ def test_unused_memory_is_given_back_by_bytes_that_have_passed_not_by_batches(mo
     released: list[int] = []
     monkeypatch.setattr(module, "release_pools", lambda: released.append(1))
     governor = Governor(Budget(512 * MIB), reserved_bytes=0)
-    for _ in range(10_000):  # as of many small chunks: each release takes some hundredths of a second
+    for _ in range(4_000):  # as of many small chunks: each release takes some hundredths of a second
         governor.passed(MIB // 64)
     assert not released
-    for _ in range(64):
+    for _ in range(16):
         governor.passed(8 * MIB)
     assert len(released) == 2
 
@@ -181,6 +181,19 @@ def test_a_step_gives_unused_memory_back_where_two_fifths_of_the_room_are_held(m
         governor.step_done()
         del measures[0]
     assert released == [265 * MIB, 480 * MIB]
+
+
+def test_within_a_step_unused_memory_is_given_back_where_half_of_the_room_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measures, released = [305 * MIB, 306 * MIB, 480 * MIB], list[int]()
+    monkeypatch.setattr(module, "measure_self", lambda: Measure(measures[0]))
+    monkeypatch.setattr(module, "release_pools", lambda: released.append(measures[0]))
+    governor = Governor(Budget(512 * MIB), reserved_bytes=100 * MIB)
+    while measures:
+        governor.part_done()
+        del measures[0]
+    assert released == [306 * MIB, 480 * MIB]
 
 
 def test_waiting_under_pause_ends_even_when_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
