@@ -29,6 +29,7 @@ from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, ru
 from engine.units import format_time, parse_time
 
 _DRIFT_BYTES = 8 * 2**20  # encoders and histograms; the model itself is not loaded
+_FREED_COPIES = 8  # of a batch, while its columns are encoded and counted one after another
 _HELD_ROWS = 1_000  # of metrics, before they are written
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
@@ -318,7 +319,7 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
         counter.update(bundle.encoder.transform(pa.Table.from_batches([batch])))
         counted += batch.num_rows
         scope.batch_done(batch.num_rows, batch.nbytes)
-        scope.governor.passed(batch.nbytes)
+        scope.governor.passed(_FREED_COPIES * batch.nbytes)
     if counted < _LEAST_DRIFT_ROWS:
         return {}, newest
     return {name: value for name, value in counter.finish().items() if value is not None}, newest
