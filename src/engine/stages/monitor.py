@@ -21,6 +21,7 @@ from engine.features.labelled import labelled_terms
 from engine.layout import EVENT_TIME, largest_row_bytes, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
+from engine.memory.governor import release_pools
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.realised import POSITIVE_BYTES, Realised
@@ -30,7 +31,7 @@ from engine.units import format_time, parse_time
 
 _DRIFT_BYTES = 8 * 2**20  # encoders and histograms; the model itself is not loaded
 _FREED_COPIES = 8  # of a batch, while its columns are encoded and counted one after another
-_HELD_ROWS = 1_000  # of metrics, before they are written
+_HELD_ROWS, _HELD_BYTES = 1_000, 2**19  # of metrics, before they are handed to the writer, and before it writes them
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
 METRICS_SCHEMA = pa.schema(
@@ -230,7 +231,12 @@ def run(task: Task, scope: Scope) -> TaskResult:
     since = looked.touched_since(clock, predictions_n=int(inputs["before"]["predictions_n"]))
     now, period = parse_time(inputs["as_of"]), dict[str, Any]()
     table = context.workspace.table("metrics")
-    with ChunkWriter(table.path, prefix=chunk_prefix(int(inputs["n"]), "monitor"), schema=METRICS_SCHEMA) as writer:
+    with ChunkWriter(
+        table.path,
+        prefix=chunk_prefix(int(inputs["n"]), "monitor"),
+        schema=METRICS_SCHEMA,
+        row_group_bytes=_HELD_BYTES,
+    ) as writer:
         out = _MetricRows(writer, n=int(inputs["n"]), as_of=inputs["as_of"])
         out.add("counts", inputs["counts"])
         for group, found in looked.weeks(since) if since is not None else ():
@@ -239,6 +245,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             whole = looked.period(clock, now)
             period = whole.to_json() if whole is not None else {}
             out.add("realised", period, start=clock, end=now)
+        release_pools()  # what weeks have left in pieces would be beside what counting drift takes
         drift, prepared_n = _drift(context, inputs, scope) if inputs["bundle"] else ({}, 0)
         out.add("drift", drift, version=inputs["champion"], start=clock, end=now)
         out.flush()
