@@ -172,28 +172,18 @@ def test_unused_memory_is_given_back_by_bytes_that_have_passed_not_by_batches(mo
     assert len(released) == 2
 
 
-def test_a_step_gives_unused_memory_back_where_two_fifths_of_the_room_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    measures, released = [264 * MIB, 265 * MIB, 480 * MIB], list[int]()
-    monkeypatch.setattr(module, "measure_self", lambda: Measure(measures[0]))
-    monkeypatch.setattr(module, "release_pools", lambda: released.append(measures[0]))
-    governor = Governor(Budget(512 * MIB), reserved_bytes=100 * MIB)
-    while measures:
-        governor.step_done()
-        del measures[0]
-    assert released == [265 * MIB, 480 * MIB]
-
-
-def test_within_a_step_unused_memory_is_given_back_where_half_of_the_room_is_held(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("done", "least"), [("step_done", 265), ("part_done", 306)])
+def test_unused_memory_is_given_back_between_steps_where_two_fifths_and_within_one_where_half_is_held(
+    monkeypatch: pytest.MonkeyPatch, done: str, least: int
 ) -> None:
-    measures, released = [305 * MIB, 306 * MIB, 480 * MIB], list[int]()
+    measures, released = [(least - 1) * MIB, least * MIB, 480 * MIB], list[int]()
     monkeypatch.setattr(module, "measure_self", lambda: Measure(measures[0]))
-    monkeypatch.setattr(module, "release_pools", lambda: released.append(measures[0]))
+    monkeypatch.setattr(module, "release_pools", lambda: released.append(measures[0] // MIB))
     governor = Governor(Budget(512 * MIB), reserved_bytes=100 * MIB)
     while measures:
-        governor.part_done()
+        getattr(governor, done)()
         del measures[0]
-    assert released == [306 * MIB, 480 * MIB]
+    assert released == [least, 480]
 
 
 def test_waiting_under_pause_ends_even_when_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
