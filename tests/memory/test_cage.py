@@ -127,10 +127,13 @@ def test_another_try_has_smaller_batches() -> None:
 
 
 def test_another_try_has_the_rows_that_fit_by_what_each_was_seen_to_take() -> None:
-    """A batch of 32 rows was the last that went through, at 512 MiB: 16 MiB a row, and 60 % of the budget is to use."""
+    """A batch of 32 rows was the last that went through, seen at 384 MiB (when samples missed the kill) to 512.
+
+    So a row takes 12 to 16 MiB, and 60 % of the budget is to use.
+    """
     result = _run("hold_batches", row_mib=12, rows=64, attempts=2)
     assert result.attempts == 2
-    assert 15 <= result.outputs["rows"] <= 20  # half of the batch would be 32
+    assert 15 <= result.outputs["rows"] <= 24  # half of the batch would be 32
 
 
 def test_another_try_goes_on_from_the_last_checkpoint() -> None:
