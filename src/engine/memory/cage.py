@@ -135,13 +135,15 @@ class _Child:
         self._column_bytes = 0  # of the largest column there
         self._batch_rows = 0  # of the largest batch that went through
         self._batch_bytes = 0
+        self._filled = False  # its group, which the kernel therefore stopped
         self._killed_from_outside = False  # by the kernel, though the group had room
 
     def fitting_batch_bytes(self) -> int | None:
         """Return the batch that would stay below *target* by the bytes that each of its rows was seen to take."""
         if not self._batch_rows or not self._reserved:
             return None
-        row_bytes = (self._peak - self._reserved) / self._batch_rows
+        held = self._budget.allowed_bytes if self._filled else self._peak  # a kill may come between two samples
+        row_bytes = (held - self._reserved) / self._batch_rows
         room = TARGET * (self._budget.allowed_bytes - self._reserved)
         return int(room / row_bytes * self._batch_bytes / self._batch_rows) if row_bytes > 0 and room > 0 else 1
 
@@ -159,9 +161,10 @@ class _Child:
                 self._peak = max(self._peak, sampler.peak.counted_bytes if sampler.peak else 0)
                 self._timeline = [[sample.seconds, sample.counted_bytes] for sample in sampler.timeline]
                 code = process.wait()
-                in_group = group is not None and group.kills() > 0
-                self._killed_from_outside = in_group and group is not None and not group.was_full()
-                killed = sampler.stopped or (in_group and not self._killed_from_outside)
+                if group is not None and group.kills() > 0:
+                    self._filled = group.was_full()
+                    self._killed_from_outside = not self._filled
+                killed = sampler.stopped or self._filled
             try:
                 result = self._conclude(code, killed=killed, enforced_by=enforced_by, output=output)
                 outcome = "ok"
