@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from benchmarks.results import Contender, write_results
-from engine.batching import ChunkWriter
 from engine.batching.tables import chunk_prefix
+from engine.layout import chunk_writer
 from engine.memory.measure import measure_self
 from engine.spec import PipelineSpec
 from engine.stage import StageContext, run_stage
@@ -56,7 +56,7 @@ def _measure(directory: Path, *, commits: int, compact: bool) -> Contender:
     seconds: dict[str, list[float]] = {"open": [], "list": [], "commit": [], "compaction": []}
     by_thousand: list[dict[str, Any]] = []
     for n in range(1, commits + 1):
-        with ChunkWriter(raw.path, prefix=chunk_prefix(n, "raw"), schema=_SCHEMA) as writer:
+        with chunk_writer(context.spec, raw, prefix=chunk_prefix(n, "raw"), schema=_SCHEMA) as writer:
             writer.write(_rows(n))
         context.workspace.journal.write_commit(_APP, n, {"position": {"cursor": n}, "rows": _ROWS})
         times = [time.perf_counter()]

@@ -101,7 +101,7 @@ def generate(home: Path, *, rows: int) -> None:
     """Commit ``rows`` rows to ``raw``, as extraction leaves them; nothing is done where they are already."""
     from engine.batching import ChunkWriter, Workspace
     from engine.batching.tables import chunk_prefix
-    from engine.layout import row_order
+    from engine.layout import chunk_writer
     from engine.units import microseconds
 
     workspace = Workspace(home / "workspace")
@@ -116,8 +116,7 @@ def generate(home: Path, *, rows: int) -> None:
         for at in range(start, start + size, _BLOCK_ROWS):
             batch = _block(at, min(_BLOCK_ROWS, start + size - at))
             if writer is None:
-                order = row_order(spec_of(home), "raw")
-                writer = ChunkWriter(raw.path, prefix=chunk_prefix(n, "raw"), schema=batch.schema, order=order)
+                writer = chunk_writer(spec_of(home), raw, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
                 writer.__enter__()
             memory += batch.nbytes
             for hour, count in _hours(at, batch.num_rows).items():

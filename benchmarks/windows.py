@@ -114,6 +114,7 @@ def generate(home: Path, *, rows: int, begin: int = 0, step: timedelta | None = 
     """
     from engine.batching import ChunkWriter, Workspace
     from engine.batching.tables import chunk_prefix
+    from engine.layout import chunk_writer
 
     workspace = Workspace(home / "workspace")
     workspace.prepare()
@@ -128,7 +129,7 @@ def generate(home: Path, *, rows: int, begin: int = 0, step: timedelta | None = 
         for at in range(first, first + size, _BLOCK_ROWS):
             batch = _block(at, min(_BLOCK_ROWS, first + size - at), step=micros)
             if writer is None:
-                writer = ChunkWriter(raw.path, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
+                writer = chunk_writer(spec_of(home, "amount"), raw, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
                 writer.__enter__()
             memory += batch.nbytes
             for part in range(0, batch.num_rows, 65_536):

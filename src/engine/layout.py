@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.batching import Table, Workspace
-from engine.spec import PipelineSpec
+import pyarrow as pa
+
+from engine.batching import ChunkWriter, Table, Workspace
+from engine.refs import ChunkRef
+from engine.spec import FILE, PipelineSpec
 
 KEY, EVENT_TIME, BASELINE = "key", "event_time", "baseline"
 """Columns of ``prepared`` beside the features."""
@@ -68,9 +72,36 @@ def primary_table(workspace: Workspace, app: str) -> Table:
     return workspace.table(names[app])
 
 
-def row_order(spec: PipelineSpec, table: str) -> tuple[str, str] | None:
-    """Return the time and the key that a table's rows may lie in order of, where somebody asks: of ``raw`` only."""
-    return (spec.event_time, spec.source.key) if table == "raw" else None
+def chunk_writer(
+    spec: PipelineSpec,
+    table: Table,
+    *,
+    prefix: str,
+    schema: pa.Schema,
+    chunk_rows: int | None = None,
+    on_chunk: Callable[[ChunkRef], None] | None = None,
+    written: Sequence[ChunkRef] = (),
+) -> ChunkWriter:
+    """Return a ``ChunkWriter`` that keeps of each chunk what those who read the table ask of it."""
+    return ChunkWriter(
+        table.path,
+        prefix=prefix,
+        schema=schema,
+        chunk_rows=chunk_rows,
+        on_chunk=on_chunk,
+        written=written,
+        order=(spec.event_time, spec.source.key) if table.name == "raw" else None,
+        bounds_of=bounds_of(spec, table.name),
+    )
+
+
+def bounds_of(spec: PipelineSpec, table: str) -> tuple[str, ...]:
+    """Return the columns by whose smallest and largest values plans choose among a table's chunks."""
+    kind = table.partition("/")[0]
+    if kind == "raw":
+        return tuple(dict.fromkeys([spec.event_time, spec.source.key, spec.source.cursor, FILE]))
+    named = {"labels": ("key", "labelled_at"), "label_events": (EVENT_TIME, "labelled_at")}
+    return named.get(kind, (EVENT_TIME,) if kind in ("prepared", "predictions") else ())
 
 
 def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:

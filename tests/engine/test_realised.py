@@ -12,10 +12,9 @@ import polars as pl
 import pyarrow as pa
 
 from engine import events
-from engine.batching import ChunkWriter
 from engine.batching.tables import chunk_prefix
 from engine.features.label_events import label_event_schema
-from engine.layout import label_events_table, predictions_table, prepared_app, prepared_table
+from engine.layout import chunk_writer, label_events_table, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import metrics
 from engine.memory.governor import Governor
 from engine.memory.scope import Scope
@@ -74,7 +73,7 @@ def _realised(directory: Path, rows: pl.DataFrame) -> Realised:
         (predictions, "score", "score", scored, schema),
         (side, "labels", "side", known, events_schema),
     ):
-        with ChunkWriter(table.path, prefix=chunk_prefix(1, prefix), schema=fitting, chunk_rows=600) as writer:
+        with chunk_writer(spec, table, prefix=chunk_prefix(1, prefix), schema=fitting, chunk_rows=600) as writer:
             for batch in frame.to_arrow().cast(fitting).to_batches(max_chunksize=600):
                 writer.write(batch)
         table.commit(app=app, n=1, schema=fitting, add=writer.chunks)

@@ -73,6 +73,9 @@ class ChunkWriter:
         Chunks of an earlier try that the new ones come after.
     order
         Names of a time and a key: a chunk's footer says where its rows lie in strict order of both.
+    bounds_of
+        Columns whose smallest and largest values in each chunk the table's log keeps, for plans to choose chunks by;
+        those that the schema has. Of all columns they would make the log, and who opens the table, large for nothing.
 
     Notes
     -----
@@ -94,6 +97,7 @@ class ChunkWriter:
         on_chunk: Callable[[ChunkRef], None] | None = None,
         written: Sequence[ChunkRef] = (),
         order: tuple[str, str] | None = None,
+        bounds_of: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         self._prefix = prefix
@@ -115,6 +119,7 @@ class ChunkWriter:
         self._rows = 0
         self._memory_bytes = 0
         self._largest_row_bytes = 0
+        self._bounds_of = bounds_of
         self._ordered_by = order
         self._order = self._new_order()
         self.chunks: list[ChunkRef] = list(written)
@@ -222,6 +227,7 @@ class ChunkWriter:
             self._directory / self._name,
             memory_bytes=self._memory_bytes,
             largest_row_bytes=largest,
+            bounds_of=self._bounds_of,
         )
         self.chunks.append(ref)
         self._rows = 0
@@ -300,24 +306,38 @@ def _leaves(kind: pa.DataType) -> list[pa.DataType]:
     return [leaf for one in inner for leaf in _leaves(one)] if inner else [kind]
 
 
-def adopt_chunk(temporary: Path, final: Path, *, memory_bytes: int, largest_row_bytes: int = 0) -> ChunkRef:
+def adopt_chunk(
+    temporary: Path, final: Path, *, memory_bytes: int, largest_row_bytes: int = 0, bounds_of: Sequence[str] = ()
+) -> ChunkRef:
     """Give a finished Parquet file its final name, and return what plans and tables have to know of it."""
-    ref = _describe(temporary, name=final.name, memory_bytes=memory_bytes, largest_row_bytes=largest_row_bytes)
+    metadata = pq.read_metadata(temporary)
+    minimum, maximum, nulls = _bounds(metadata, bounds_of)
+    ref = ChunkRef(
+        path=final.name,
+        rows=metadata.num_rows,
+        bytes=os.path.getsize(temporary),
+        memory_bytes=memory_bytes,
+        largest_row_bytes=largest_row_bytes,
+        minimum={key: _json(value) for key, value in minimum.items()},
+        maximum={key: _json(value) for key, value in maximum.items()},
+        nulls=nulls,
+    )
     replace_synced(temporary, final)
     return ref
 
 
-def _describe(path: Path, *, name: str, memory_bytes: int, largest_row_bytes: int) -> ChunkRef:
-    metadata = pq.read_metadata(path)
+def _bounds(metadata: pq.FileMetaData, columns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+    """Return minimum, maximum and number of nulls of columns, as far as a footer knows."""
+    wanted = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in columns]
     minimum: dict[str, Any] = {}
     maximum: dict[str, Any] = {}
     nulls: dict[str, int] = {}
     unknown: set[str] = set()
     for group in range(metadata.num_row_groups):
-        for index in range(metadata.num_columns):
+        for index in wanted:
             column = metadata.row_group(group).column(index)
             column_name, statistics = column.path_in_schema, column.statistics
-            if "." in column_name or statistics is None:
+            if statistics is None:
                 continue
             if statistics.has_null_count:
                 nulls[column_name] = nulls.get(column_name, 0) + statistics.null_count
@@ -335,16 +355,7 @@ def _describe(path: Path, *, name: str, memory_bytes: int, largest_row_bytes: in
     for column_name in list(minimum):
         if column_name in unknown or not (_is_plain(minimum[column_name]) and _is_plain(maximum[column_name])):
             del minimum[column_name], maximum[column_name]
-    return ChunkRef(
-        path=name,
-        rows=metadata.num_rows,
-        bytes=os.path.getsize(path),
-        memory_bytes=memory_bytes,
-        largest_row_bytes=largest_row_bytes,
-        minimum={key: _json(value) for key, value in minimum.items()},
-        maximum={key: _json(value) for key, value in maximum.items()},
-        nulls=nulls,
-    )
+    return minimum, maximum, nulls
 
 
 def _is_plain(value: Any) -> bool:

@@ -8,6 +8,7 @@ and look again. Writing the chunks is ``chunks.py``, reading their rows ``stream
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ from engine.refs import ChunkRef, TableRef
 
 _CONFLICTS = 20  # a conflict means that another commit went through, so this many in a row is another fault
 _CHECKPOINT_EVERY = 50
+
+_BOUNDED = "delta.dataSkippingStatsColumns"
+"""Delta's property that names the columns whose smallest and largest values readers have of each file.
+
+Without it they are the first 32, wherever in a table its time and key are; and who opens it holds all of those.
+"""
 
 
 @dataclass(frozen=True)
@@ -162,14 +169,16 @@ class Table:
             table = self._open() or self._create(schema)
             if int(table.transaction_version(app) or 0) >= n:
                 return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0))
-            if not retyped and self._widen(table, schema):
-                continue  # the new columns were a commit of their own: look again on a fresh handle
-            now = int(time.time() * 1000)
-            actions: list[AddAction | RemoveAction] = [_add_action(ref, now, data_change=data_change) for ref in add]
-            if remove:  # most commits only add, and what is live takes the longer to list the more of it there is
-                live = set(pa.table(table.get_add_actions(flatten=False))["path"].to_pylist())
-                actions += [RemoveAction(path, data_change, now) for path in remove if path in live]
             try:
+                if (not retyped and self._widen(table, schema)) or _bound(table, add):
+                    continue  # that was a commit of its own: look again on a fresh handle
+                now = int(time.time() * 1000)
+                actions: list[AddAction | RemoveAction] = [
+                    _add_action(ref, now, data_change=data_change) for ref in add
+                ]
+                if remove:  # most commits only add, and what is live takes the longer to list the more of it there is
+                    live = set(pa.table(table.get_add_actions(flatten=False))["path"].to_pylist())
+                    actions += [RemoveAction(path, data_change, now) for path in remove if path in live]
                 # Overwriting is the one way to another schema. Without retries it meets any concurrent commit as a
                 # conflict, so it cannot miss one.
                 table.create_write_transaction(
@@ -214,7 +223,7 @@ class Table:
 
     def _create(self, schema: pa.Schema) -> DeltaTable:
         self.path.mkdir(parents=True, exist_ok=True)
-        configuration = {"delta.checkpointInterval": str(_CHECKPOINT_EVERY)}
+        configuration = {"delta.checkpointInterval": str(_CHECKPOINT_EVERY), "delta.dataSkippingNumIndexedCols": "0"}
         try:
             return DeltaTable.create(self.path, schema, mode="ignore", name=self.name, configuration=configuration)
         except (DeltaError, OSError) as error:
@@ -237,6 +246,17 @@ class Table:
 
         table.alter.add_columns(list(Schema.from_arrow(pa.schema([f.with_nullable(True) for f in new])).fields))
         return True
+
+
+def _bound(table: DeltaTable, add: Sequence[ChunkRef]) -> bool:
+    """Name the columns that new chunks have bounds of in the table's property, unless it has them; say whether."""
+    said = re.findall(r"`((?:[^`]|``)+)`", table.metadata().configuration.get(_BOUNDED, ""))
+    new = {name.replace("`", "``"): None for ref in add for name in (*ref.nulls, *ref.minimum)}
+    if new.keys() <= set(said):
+        return False
+    names = ",".join(f"`{name}`" for name in dict.fromkeys([*said, *new]))
+    table.alter.set_table_properties({_BOUNDED: names})
+    return True
 
 
 def _known(statistics: Mapping[str, Any] | None) -> dict[str, Any]:

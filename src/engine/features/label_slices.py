@@ -18,7 +18,7 @@ from engine.batching.tables import chunk_prefix
 from engine.features.label_events import join_labels, label_event_schema
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
 from engine.features.window_plans import segment_plans
-from engine.layout import label_events_table
+from engine.layout import chunk_writer, label_events_table
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, to_json
 from engine.spec import PipelineSpec
@@ -47,10 +47,10 @@ def run(task: Task, scope: Scope) -> TaskResult:
         window_keys=keys,
         delay=spec.labels.delay,
     )
-    events_dir = label_events_table(workspace, feature_set).path
+    side = label_events_table(workspace, feature_set)
     if found.num_columns == len(label_event_schema(pa.int64(), [])) and keys and schema is not None:
         found = label_event_schema(labels.schema.field("key").type, [schema.field(key) for key in keys]).empty_table()
-    with ChunkWriter(events_dir, prefix=chunk_prefix(n, "labels"), schema=found.schema) as written:
+    with chunk_writer(spec, side, prefix=chunk_prefix(n, "labels"), schema=found.schema) as written:
         for batch in found.to_batches(max_chunksize=SEGMENT_ROWS):
             written.write(batch)
             scope.batch_done(batch.num_rows, batch.nbytes)

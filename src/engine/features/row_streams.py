@@ -25,7 +25,7 @@ from engine.batching.streams import largest_row_bytes, read_weighed, said_larges
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
 from engine.features.transform import LazyTransform, load_transform
-from engine.layout import BASELINE, EVENT_TIME, KEY, prepared_table
+from engine.layout import BASELINE, EVENT_TIME, KEY, bounds_of, chunk_writer, prepared_table
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.spec import PipelineSpec
@@ -120,7 +120,7 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
                 out = prepared_rows(transform(piece), spec)
                 if writer is None:
                     prefix = chunk_prefix(int(task.inputs["n"]), f"sort.{number:04d}.{part:04d}")
-                    writer = ChunkWriter(prepared.path, prefix=prefix, schema=out.schema)
+                    writer = chunk_writer(spec, prepared, prefix=prefix, schema=out.schema)
                     writer.__enter__()
                 for batch in out.to_batches():
                     writer.write(batch)
@@ -202,7 +202,13 @@ def _stream(
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
         if pq.read_metadata(temporary).num_rows == rows:
-            return adopt_chunk(temporary, final, memory_bytes=int(rows * row_bytes), largest_row_bytes=largest)
+            return adopt_chunk(
+                temporary,
+                final,
+                memory_bytes=int(rows * row_bytes),
+                largest_row_bytes=largest,
+                bounds_of=bounds_of(spec, "prepared"),
+            )
         why = "not as many rows as planned: they are sorted"
     except pl.exceptions.PolarsError as error:
         # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from engine import events
-from engine.batching import ChunkWriter
 from engine.batching.atomic import sync_files
 from engine.batching.tables import chunk_prefix
 from engine.features.open_windows import OpenWindow
@@ -25,7 +24,7 @@ from engine.features.segments import SegmentRef
 from engine.features.transform import load_transform
 from engine.features.window_plans import segment_plans
 from engine.features.windows import WindowReader
-from engine.layout import prepared_table
+from engine.layout import chunk_writer, prepared_table
 from engine.memory.governor import keep_freed
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -168,8 +167,8 @@ class _Spans:
         def on_chunk(ref: ChunkRef) -> None:
             self._scope.emit(events.ChunkWritten(self._scope.stage, self._scope.task, ref.path, ref.rows, ref.bytes))
 
-        with ChunkWriter(
-            self._prepared.path, prefix=self._prefix(number), schema=rows.schema, on_chunk=on_chunk
+        with chunk_writer(
+            self._spec, self._prepared, prefix=self._prefix(number), schema=rows.schema, on_chunk=on_chunk
         ) as writer:
             for batch in rows.to_batches():
                 writer.write(batch)

@@ -351,6 +351,7 @@ def _environment(budget: Budget, *, events_fd: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": "1048576",
         "_RJEM_MALLOC_CONF": "dirty_decay_ms:500,muzzy_decay_ms:500,narenas:2",
         "POLARS_MAX_THREADS": threads,
+        "TOKIO_WORKER_THREADS": threads,  # those of Delta's library: one for each processor otherwise
         "OMP_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin take the processor from those they wait for on a busy host
         "OPENBLAS_NUM_THREADS": "1",  # nothing here multiplies matrices, and its threads spin while they wait

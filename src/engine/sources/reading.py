@@ -17,7 +17,7 @@ from engine.batching import ChunkWriter
 from engine.batching.chunks import CHUNK_ROWS, most_chunk_rows
 from engine.batching.tables import chunk_prefix
 from engine.errors import SourceError
-from engine.layout import row_order
+from engine.layout import chunk_writer
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.sources.admission import QUARANTINE_SCHEMA, Admission, table_schema
@@ -53,14 +53,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
     chunk_rows = min(_CHUNK_ROWS, most_chunk_rows(schema))
     with open_feed(spec, what, types=contract.stored) as source:
         _require_same(contract, source.schemas(task.inputs["range"]))
-        good = ChunkWriter(
-            table.path,
-            prefix=prefix,
-            schema=schema,
-            on_chunk=on_chunk,
-            written=begun.chunks,
-            order=row_order(spec, what),
-        )
+        good = chunk_writer(spec, table, prefix=prefix, schema=schema, on_chunk=on_chunk, written=begun.chunks)
         bad = ChunkWriter(quarantine.path, prefix=prefix, schema=QUARANTINE_SCHEMA, written=begun.quarantine)
         rows_in, batches = begun.rows_in, begun.batches
         with good, bad:

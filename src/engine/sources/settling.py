@@ -19,13 +19,13 @@ import pyarrow.parquet as pq
 from engine.batching import Chunk, ChunkWriter, Table, read_batches
 from engine.batching.tables import chunk_n, chunk_prefix
 from engine.errors import KeyConflict
-from engine.layout import row_order
+from engine.layout import chunk_writer
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.contracts import Contract
 from engine.sources.hours import Hours
-from engine.spec import FILE
+from engine.spec import FILE, PipelineSpec
 from engine.stage import ChildContext
 from engine.units import parse_time
 
@@ -54,7 +54,6 @@ def run(task: Task, scope: Scope) -> TaskResult:
     schema = table_schema(spec, what, contract.stored)
     table, quarantine = context.workspace.table(what), context.workspace.table("quarantine")
     key, cursor = (spec.source.key, spec.source.cursor) if what == "raw" else ("key", "labelled_at")
-    order = row_order(spec, what)
     new = [ChunkRef.from_json(value) for value in task.inputs["chunks"]]
     live = [chunk for chunk in table.chunks() if chunk.n < n]
     rule = spec.source.on_conflict if what == "raw" else "newest"  # corrections of labels are further records
@@ -62,9 +61,9 @@ def run(task: Task, scope: Scope) -> TaskResult:
     with _Joins(scratch, limit_bytes=int(task.inputs["join_bytes"]), threads=scope.budget.threads) as joins:
         known = _Known(joins, table, new=new, live=live, key=key, cursor=cursor, gone=task.inputs["replaces"])
         drop = known.places(rule, identify=bool(task.inputs["identify"]))
-        writer = ChunkWriter(table.path, prefix=chunk_prefix(n, f"{what}.settled"), schema=schema, order=order)
+        writer = chunk_writer(spec, table, prefix=chunk_prefix(n, f"{what}.settled"), schema=schema)
         dropped = Hours()
-        event_time = None if order is None else order[0]
+        event_time = spec.event_time if what == "raw" else None
         chunks = list(_without(table, new, drop, writer, dropped=dropped, event_time=event_time, scope=scope))
         bad, gone = _quarantine(joins, quarantine, task.inputs, what=what, n=n, scope=scope)
     removed = Hours()
@@ -75,7 +74,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
         n=n,
         files=task.inputs["replaces"],
         removed=removed,
-        order=order,
+        spec=spec,
         scope=scope,
     )
     return TaskResult(
@@ -287,7 +286,7 @@ def _rewrite(
     n: int,
     files: Sequence[str],
     removed: Hours,
-    order: tuple[str, str] | None,
+    spec: PipelineSpec,
     scope: Scope,
 ) -> tuple[list[ChunkRef], list[str]]:
     """Write older chunks again without the rows of ``files``, or with the table's new types; return new and old ones.
@@ -303,13 +302,13 @@ def _rewrite(
         replaced.append(chunk.name)
         kept = pa.schema([schema.field(name) for name in pq.read_schema(chunk.path).names if name in schema.names])
         prefix = chunk_prefix(chunk.n, f"{table.name}.rewritten.{n}.{len(replaced)}")
-        with ChunkWriter(table.path, prefix=prefix, schema=kept, order=order) as writer:
+        with chunk_writer(spec, table, prefix=prefix, schema=kept) as writer:
             for batch in read_batches([chunk.path], columns=kept.names, batch_bytes=scope.budget.batch_bytes):
                 scope.governor.wait()
                 if files and FILE in kept.names:
                     of_gone = pc.is_in(batch.column(FILE), value_set=gone)
-                    if order is not None:
-                        removed.add(batch.filter(of_gone).column(order[0]))
+                    if table.name == "raw":
+                        removed.add(batch.filter(of_gone).column(spec.event_time))
                     batch = batch.filter(pc.invert(of_gone))
                 writer.write(batch.cast(kept))
                 scope.batch_done(batch.num_rows, batch.nbytes)

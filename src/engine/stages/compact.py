@@ -33,12 +33,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine import events
-from engine.batching import ChunkWriter, Table, Workspace, read_batches
+from engine.batching import Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, most_chunk_rows
 from engine.batching.merging import Merge, MergeLimits, find_merges, merged_prefix, spans_a_pin
 from engine.batching.streams import uneven_terms
 from engine.errors import TableError
-from engine.layout import feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table, row_order
+from engine.layout import chunk_writer, feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -209,7 +209,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
         A chunk does not hold the rows that the log has of it: nothing is merged.
     """
     context = ChildContext.of(scope.context)
-    table, by = context.workspace.table(task.inputs["table"]), row_order(context.spec, task.inputs["table"])
+    table = context.workspace.table(task.inputs["table"])
     order = table.schema()
     if order is None:
         raise LookupError(f"{table.name} has no schema though its chunks were planned")
@@ -224,8 +224,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
         schema = _schema_of(paths, order=order.names)
         prefix = merged_prefix(int(merge["ns"][-1]), owner=str(merge["owner"]), plan_n=int(task.inputs["n"]))
         wanted = int(merge["rows"])
-        with ChunkWriter(
-            table.path, prefix=prefix, schema=schema, chunk_rows=wanted, on_chunk=on_chunk, order=by
+        with chunk_writer(
+            context.spec, table, prefix=prefix, schema=schema, chunk_rows=wanted, on_chunk=on_chunk
         ) as writer:
             for batch in read_batches(
                 paths, columns=schema.names, schema=schema, batch_bytes=scope.governor.batch_bytes

@@ -13,12 +13,20 @@ from typing import Any
 import pyarrow as pa
 
 from engine import events
-from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
+from engine.batching import Chunk, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.streams import uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
-from engine.layout import EVENT_TIME, KEY, largest_row_bytes, predictions_table, prepared_app, prepared_table
+from engine.layout import (
+    EVENT_TIME,
+    KEY,
+    chunk_writer,
+    largest_row_bytes,
+    predictions_table,
+    prepared_app,
+    prepared_table,
+)
 from engine.learning.learners import LIBRARIES
 from engine.ledger import Ledger, trained
 from engine.memory.projection import Projection
@@ -182,7 +190,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
     def on_chunk(ref: ChunkRef) -> None:
         scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
 
-    with ChunkWriter(predictions.path, prefix=prefix, schema=out_schema, on_chunk=on_chunk) as writer:
+    with chunk_writer(context.spec, predictions, prefix=prefix, schema=out_schema, on_chunk=on_chunk) as writer:
         for name in task.inputs["chunks"]:
             chunk = chunks[name]
             known = _scored(predictions, chunk, out_schema)

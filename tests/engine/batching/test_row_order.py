@@ -31,7 +31,8 @@ def _chunks(directory: Path, chunks: Sequence[Sequence[tuple[Any, Any]]], *, bat
             {"at": pa.array(times, pa.timestamp("us", "UTC")), "other": [0] * len(rows), "id": [key for _, key in rows]}
         )
         prefix = chunk_prefix(n, "raw")
-        with ChunkWriter(table.path, prefix=prefix, schema=whole.schema, order=("at", "id")) as writer:
+        order = ("at", "id")
+        with ChunkWriter(table.path, prefix=prefix, schema=whole.schema, order=order, bounds_of=order) as writer:
             for at in range(0, len(rows), batch_rows):
                 writer.write(whole.slice(at, batch_rows))
         table.commit(app="extract:raw", n=n, schema=whole.schema, add=writer.chunks)

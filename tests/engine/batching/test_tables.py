@@ -26,7 +26,7 @@ def _batch(keys: list[int]) -> pa.RecordBatch:
 
 
 def _write(table: Table, n: int, keys: list[int], *, task: str = "rows") -> list[ChunkRef]:
-    with ChunkWriter(table.path, prefix=chunk_prefix(n, task), schema=SCHEMA) as writer:
+    with ChunkWriter(table.path, prefix=chunk_prefix(n, task), schema=SCHEMA, bounds_of=["at"]) as writer:
         writer.write(_batch(keys))
     return writer.chunks
 
@@ -133,14 +133,39 @@ def test_chunks_of_plans_after_the_primary_are_not_read(table: Table) -> None:
     assert [chunk.n for chunk in table.chunks(newest_n=2)] == [1, 2]
 
 
-def test_statistics_say_which_chunks_a_span_touches(table: Table) -> None:
+def test_bounds_say_which_chunks_a_span_touches(table: Table) -> None:
     table.commit(app="extract", n=1, schema=SCHEMA, add=_write(table, 1, [1, 5]))
     (chunk,) = table.chunks()
     noon = datetime(2013, 1, 1, 5, tzinfo=UTC)
     assert chunk.may_hold("at", noon, None)
     assert not chunk.may_hold("at", None, datetime(2013, 1, 1, 1, tzinfo=UTC))
     assert not chunk.may_hold("at", datetime(2013, 1, 1, 6, tzinfo=UTC), None)
+    assert chunk.may_hold("key", 6, None)
     assert chunk.may_hold("unknown", 0, 1)
+
+
+@pytest.mark.parametrize("name", ["at", "at, or later", "a.b", "`at``", "an at of `at`"])
+def test_bounds_are_known_of_any_column_that_is_named_wherever_it_stands(table: Table, name: str) -> None:
+    columns = {f"feature {at}": [float(at)] * 2 for at in range(40)} | {"key": [7, 9], name: [3, 5]}
+    rows = pa.RecordBatch.from_pydict(columns)
+    with ChunkWriter(table.path, prefix=chunk_prefix(1, "rows"), schema=rows.schema, bounds_of=[name, "none"]) as out:
+        out.write(rows)
+    table.commit(app="extract", n=1, schema=rows.schema, add=out.chunks)
+    (chunk,) = table.chunks()
+    assert (chunk.minimum, chunk.maximum, chunk.rows) == ({name: 3}, {name: 5}, 2)
+    DeltaTable(table.path).create_checkpoint()
+    assert table.chunks() == [chunk]
+
+
+def test_columns_that_are_named_later_are_known_from_then_on(table: Table) -> None:
+    older = DeltaTable.create(table.path, SCHEMA)  # as tables were made before they named any
+    assert not older.metadata().configuration
+    for n, bounds_of in enumerate((["at"], ["key", "at"], ["key"]), 1):
+        with ChunkWriter(table.path, prefix=chunk_prefix(n, "rows"), schema=SCHEMA, bounds_of=bounds_of) as writer:
+            writer.write(_batch([n]))
+        table.commit(app="extract", n=n, schema=SCHEMA, add=writer.chunks)
+    assert [sorted(chunk.minimum) for chunk in table.chunks()] == [["at"], ["at", "key"], ["key"]]
+    assert DeltaTable(table.path).version() == 5  # three commits, and two that named columns
 
 
 def test_a_broken_log_is_an_error_that_says_what_to_do(table: Table) -> None:

@@ -19,7 +19,7 @@ from engine.batching.tables import chunk_prefix
 from engine.errors import SpecError
 from engine.features import footprints, row_streams
 from engine.features.row_streams import MOST_STREAMED_COLUMNS
-from engine.layout import largest_row_bytes, prepared_app, prepared_table, row_order
+from engine.layout import chunk_writer, largest_row_bytes, prepared_app, prepared_table
 from engine.preparing import streamed_rows
 from engine.stage import StageContext, run_stage
 from engine.stages.extract import ExtractStage
@@ -66,8 +66,7 @@ def _add(context: StageContext, *, at: datetime, ids: list[int], updated: dateti
         id=pl.Series(ids), placed_at=pl.lit(at), updated_at=pl.lit(updated), amount=pl.lit(-1.0)
     )
     batch = rows.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(raw.schema()).combine_chunks().to_batches()[0]
-    order = row_order(context.spec, "raw")
-    with ChunkWriter(raw.path, prefix=chunk_prefix(2, "raw"), schema=batch.schema, order=order) as writer:
+    with chunk_writer(context.spec, raw, prefix=chunk_prefix(2, "raw"), schema=batch.schema) as writer:
         writer.write(batch)
     micros = microseconds(at - datetime(1970, 1, 1, tzinfo=UTC))
     record = {"rows": len(ids), "memory_bytes": batch.nbytes, "hours": {str(micros // 3_600_000_000): len(ids)}}
