@@ -24,7 +24,11 @@ from engine.errors import SchemaMismatch, TableError
 from engine.refs import ChunkRef, TableRef
 
 _CONFLICTS = 20  # a conflict means that another commit went through, so this many in a row is another fault
-_CHECKPOINT_EVERY = 50
+_CHECKPOINT_EVERY = 10
+"""Commits: who opens a table reads those since the last checkpoint, each for 0.2 ms and 90 KiB that stay with it."""
+
+_CLEAN_EVERY = 50
+"""Commits: looking for old log files to delete lists them all, 40 ms with 3,400 of them."""
 
 _BOUNDED = "delta.dataSkippingStatsColumns"
 """Delta's property that names the columns whose smallest and largest values readers have of each file.
@@ -190,10 +194,8 @@ class Table:
                         max_commit_retries=0,
                         app_transactions=[Transaction(app, n)],
                     ),
-                    # Looking for old log files to delete lists them all, 40 ms with 3,400 of them; once a checkpoint
-                    # is often enough.
                     post_commithook_properties=PostCommitHookProperties(
-                        cleanup_expired_logs=(table.version() + 1) % _CHECKPOINT_EVERY == 0
+                        cleanup_expired_logs=(table.version() + 1) % _CLEAN_EVERY == 0
                     ),
                 )
             except CommitFailedError:
