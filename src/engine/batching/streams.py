@@ -172,6 +172,13 @@ def rows_for(batch_bytes: int, *, bytes_per_row: float) -> int:
     return max(1, min(_MAX_ROWS, int(batch_bytes / max(1.0, bytes_per_row))))
 
 
+def most_batch_bytes(batch_bytes: int, *, rows: int | None, row_bytes: float | None) -> int:
+    """Return what a batch takes at most, of a table with so many rows of so many bytes each; None: not known."""
+    if row_bytes is None:
+        return batch_bytes
+    return min(batch_bytes, int(row_bytes * (_MAX_ROWS if rows is None else min(rows, _MAX_ROWS))))
+
+
 def _runs(file: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[tuple[list[int], float]]:
     """Yield row groups that follow one another and have rows of about one size, with that size: bytes in memory."""
     sizes = _row_sizes(file, columns)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import uneven_terms
+from engine.batching.streams import most_batch_bytes, uneven_terms
 from engine.features.label_events import latest_labels
 from engine.memory.governor import Governor
 
@@ -51,9 +51,8 @@ def labelled_terms(
         Of the table that is read; 0 where its rows are small.
     """
     span = _ROWS_PER_SPAN if rows is None else min(rows, _ROWS_PER_SPAN)
-    whole = batch_bytes if rows is None or row_bytes is None else int(rows * row_bytes)
     return {
-        "batches in flight": min(batch_bytes, whole) * _COPIES,
+        "batches in flight": most_batch_bytes(batch_bytes, rows=rows, row_bytes=row_bytes) * _COPIES,
         "labels of one span": span * _LABEL_BYTES,
         "row group being read": ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,

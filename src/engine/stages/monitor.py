@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.batching import ChunkWriter, Table, read_batches
 from engine.batching.chunks import fixed_row_bytes
+from engine.batching.streams import most_batch_bytes, uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
 from engine.features.labelled import labelled_terms
@@ -29,8 +30,8 @@ from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
 
-_DRIFT_BYTES = 8 * 2**20  # encoders and histograms; the model itself is not loaded
-_FREED_COPIES = 8  # of a batch, while its columns are encoded and counted one after another
+_DRIFT_BYTES = 24 * 2**20  # a row group, encoders and histograms, what is freed; the model itself is not loaded
+_DRIFT_COPIES = 8  # of a batch, while its columns are encoded and counted one after another
 _HELD_ROWS, _HELD_BYTES = 1_000, 2**19  # of metrics, before they are handed to the writer, and before it writes them
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
@@ -189,21 +190,24 @@ def forecast(context: StageContext) -> list[Forecast]:
 def _projection(context: StageContext, *, since: datetime | None) -> Projection:
     """Return what a look takes whose period begins at ``since``; None: it has none."""
     workspace, feature_set = context.workspace, context.spec.feature_set
-    read = [predictions_table(workspace), prepared_table(workspace, feature_set)]
-    schemas = [schema for table in read if (schema := table.schema()) is not None]
-    widths = [width for schema in schemas if (width := fixed_row_bytes(schema)) is not None]
-    reading = labelled_terms(
-        context.budget.batch_bytes,
-        rows=max(table.rows() for table in read) if schemas else None,
-        row_bytes=max(widths) if len(widths) == len(read) else None,
-        largest_row_bytes=largest_row_bytes(workspace, prepared_app(feature_set)),
-    )
+    largest, batch_bytes = largest_row_bytes(workspace, prepared_app(feature_set)), context.budget.batch_bytes
+    rows, row_bytes = _extent(predictions_table(workspace))
+    realised = labelled_terms(batch_bytes, rows=rows, row_bytes=row_bytes, largest_row_bytes=largest)
+    rows, row_bytes = _extent(prepared_table(workspace, feature_set))
+    drift = _DRIFT_BYTES + _DRIFT_COPIES * most_batch_bytes(batch_bytes, rows=rows, row_bytes=row_bytes)
+    drift += sum(uneven_terms(largest, batch_bytes=batch_bytes, copies=_DRIFT_COPIES).values())
     terms = {
-        **reading,
-        "champion for drift": _DRIFT_BYTES,
+        **realised,
+        "drift, beyond what measuring predictions held": max(0, drift - sum(realised.values())),
         "positives of the period": _positives(context, since) * POSITIVE_BYTES,
     }
     return Projection(stage="monitor", reserved_bytes=context.learned.reserved_bytes("monitor"), terms=terms)
+
+
+def _extent(table: Table) -> tuple[int | None, float | None]:
+    """Return a table's rows and the bytes of one, as far as they are known."""
+    schema = table.schema()
+    return (None, None) if schema is None else (table.rows(), fixed_row_bytes(schema))
 
 
 def _positives(context: StageContext, since: datetime | None) -> int:
@@ -326,7 +330,7 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
         counter.update(bundle.encoder.transform(pa.Table.from_batches([batch])))
         counted += batch.num_rows
         scope.batch_done(batch.num_rows, batch.nbytes)
-        scope.governor.passed(_FREED_COPIES * batch.nbytes)
+        scope.governor.passed(_DRIFT_COPIES * batch.nbytes)
     if counted < _LEAST_DRIFT_ROWS:
         return {}, newest
     return {name: value for name, value in counter.finish().items() if value is not None}, newest

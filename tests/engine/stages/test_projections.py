@@ -11,6 +11,7 @@ import pytest
 
 from engine.batching import ChunkWriter
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.streams import most_batch_bytes
 from engine.errors import PlanRefused
 from engine.features import footprints, labelled
 from engine.features.encoders import COUNTED_CATEGORY_BYTES
@@ -213,6 +214,17 @@ def test_reading_labelled_rows() -> None:
     assert sum(few.values()) == batches + 503 * 400 + GROUP + 16 * MIB
 
 
+def test_batches_have_so_many_rows_at_most() -> None:
+    for rows, row_bytes, expected in (
+        (503, 31.0, 503 * 31),
+        (503, 31_013.0, BATCH * 100),
+        (1_000_003, 31.0, 131_072 * 31),
+        (None, 31.0, 131_072 * 31),
+        (503, None, BATCH * 100),
+    ):
+        assert most_batch_bytes(BATCH * 100, rows=rows, row_bytes=row_bytes) == expected
+
+
 def test_each_stage_that_reads_rows_holds_the_largest_as_often_as_a_batch(
     context: StageContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,7 +292,11 @@ def test_scoring(context: StageContext) -> None:
 
 def test_monitoring(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_positives", lambda context, since: ROWS)
-    _check(monitor._projection(context, since=None), LABELLED + 8 * MIB + ROWS * 64)
+    found = monitor._projection(context, since=None)
+    assert found.projected_bytes == RESERVED + LABELLED + ROWS * 64
+    batch = 40_000_003
+    of_large = dataclasses.replace(context, budget=Budget(509 * MIB, batch_bytes=batch))
+    _check(monitor._projection(of_large, since=None), 8 * batch + 24 * MIB + ROWS * 64)  # counting drift takes more
 
 
 def test_monitoring_few_rows_of_fixed_width(context: StageContext) -> None:
@@ -294,8 +310,9 @@ def test_monitoring_few_rows_of_fixed_width(context: StageContext) -> None:
         with ChunkWriter(table.path, prefix="00000001-rows", schema=numbers) as writer:
             writer.write(pa.record_batch(columns, schema=numbers))
         table.commit(app="rows", n=1, schema=numbers, add=writer.chunks)
-    held = int(503 * 3 * 65 / 8) * 6 + 503 * 400 + GROUP + 16 * MIB
-    assert monitor._projection(context, since=None).projected_bytes == RESERVED + held + 8 * MIB
+    of_weeks = int(307 * 3 * 65 / 8) * 6 + 307 * 400 + GROUP + 16 * MIB
+    of_drift = int(503 * 3 * 65 / 8) * 8 + 24 * MIB
+    assert monitor._projection(context, since=None).projected_bytes == RESERVED + max(of_weeks, of_drift)
 
 
 def test_compacting(context: StageContext) -> None:
