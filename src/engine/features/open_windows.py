@@ -1,4 +1,4 @@
-"""A window of a batch as it is searched, block by block on all threads, and its features as Arrow arrays.
+"""A window of a batch as it is searched, block by block on several threads, and its features as Arrow arrays.
 
 Opening one is in ``windows.py``, the search in ``window_search.py``.
 """
@@ -34,10 +34,9 @@ class OpenWindow:
     stamps: npt.NDArray[np.int64]  # (rows,)
     near: npt.NDArray[np.int64]  # (rows,): the near ends
     own: pa.Array | None  # (rows,): for a ratio
-    threads: int
 
-    def features(self) -> dict[str, pa.Array]:
-        """Return the features as ``WindowReader.compute`` does: its second part, on all threads."""
+    def features(self, threads: int) -> dict[str, pa.Array]:
+        """Return the features as ``WindowReader.compute`` does: its second part, on so many threads."""
         search, names = self.search, self.window.names()
         out = {name: _Column(len(self.stamps), whole=statistic in _WHOLE) for _, statistic, name in names}
         if search is None:
@@ -56,17 +55,17 @@ class OpenWindow:
             for length, statistic, name in names:
                 out[name].put(at, _result(statistic, answers[length], self.stamps, at, values))
 
-        with self._blocks() as each:
+        with self._blocks(threads) as each:
             if search.inside_distinct is not None:
                 inside |= search.inside_distinct.counts(self.near, each=each, rows=BLOCK_ROWS)
             each(one)
         return {name: column.array() for name, column in out.items()}
 
     @contextmanager
-    def _blocks(self) -> Iterator[Callable[[Callable[[int], None]], None]]:
-        """Yield what calls a function with the first row of each block, on all threads."""
+    def _blocks(self, threads: int) -> Iterator[Callable[[Callable[[int], None]], None]]:
+        """Yield what calls a function with the first row of each block, on so many threads."""
         starts = range(0, len(self.stamps), BLOCK_ROWS)
-        threads = min(self.threads, len(starts))
+        threads = min(threads, len(starts))
         with (
             ThreadPoolExecutor(threads, thread_name_prefix="headrace-search") if threads > 1 else nullcontext() as pool
         ):

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import LARGE_ROW_BYTES
 from engine.batching.frames import to_arrow
+from engine.batching.row_order import in_order
 from engine.batching.streams import rows_for
 from engine.features.keys import sort_keys
 from engine.features.open_windows import OpenWindow
@@ -167,9 +168,9 @@ def newest_rows(
     scope: Scope,
 ) -> NewestRows:
     """Read a span's rows from chunks of ``raw``."""
-    batches = []
+    ordered, batches = in_order(chunks, time=spec.event_time, key=spec.source.key), []
     for batch in read_batches(
-        [chunk.path for chunk in chunks],
+        [chunk.path for chunk in (chunks if ordered is None else ordered)],
         columns=schema.names,
         schema=schema,
         batch_bytes=scope.governor.batch_bytes,
@@ -178,7 +179,8 @@ def newest_rows(
         scope.batch_done(batch.num_rows, batch.nbytes)
         batches.append(batch)
     table = pa.Table.from_batches(batches, schema=schema)
-    return NewestRows(table, _order(table, spec), table.num_rows, len(batches))
+    order = _order(table, spec) if ordered is None else None
+    return NewestRows(table, order, table.num_rows, len(batches))
 
 
 def _order(table: pa.Table, spec: PipelineSpec) -> pl.Series | None:
@@ -210,6 +212,7 @@ def prepared_rows(
     in_order: Mapping[tuple[str, ...], SortedSegment] | None = None,
     first: OpenWindow | None = None,
     part_done: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> pa.Table:
     """Return the prepared rows of a batch: key, event_time, baseline, numeric, categorical, windows.
 
@@ -221,6 +224,8 @@ def prepared_rows(
         The first window of them, if it is open already; while one is searched, the next one is opened.
     part_done
         Called after each window.
+    threads
+        That search at once.
     """
     columns = {KEY: rows.column(spec.source.key), EVENT_TIME: rows.column(spec.event_time)}
     if spec.baseline is not None:
@@ -252,7 +257,7 @@ def prepared_rows(
             if number + 1 < len(windows):
                 ready = ahead.submit(opened, number + 1)
             if window is not None:
-                columns |= window.features()
+                columns |= window.features(threads)
                 part_done()
     return pa.table(columns)
 

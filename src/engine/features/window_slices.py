@@ -65,8 +65,8 @@ class _Gathered:
 class _Spans:
     """The spans of one task.
 
-    While a span is searched by all threads, the next one is read and its segments are built, and the one before is
-    written: one of each is held.
+    While a span is searched, the next one is read and its segments are built, and the one before is written: one of
+    each is held.
     """
 
     def __init__(self, task: Task, scope: Scope, context: ChildContext, *, tiers: Path) -> None:
@@ -79,7 +79,6 @@ class _Spans:
             spec,
             task.inputs["segments"],
             root=workspace.segments,
-            threads=scope.budget.threads,
             scratch=tiers,
             most_tier_keys=tier_keys(max(rows for _, _, rows in self._spans)),
         )
@@ -160,8 +159,17 @@ class _Spans:
             return None
         self._segments[self._prefix(number)] = [to_json(ref) for ref in span.built.refs]
         rows = transformed(span.rows, self._transform, self._spec, self._scope)
-        part_done = self._scope.governor.part_done
-        return prepared_rows(rows, self._spec, self._readers, span.in_order, span.first, part_done)
+        threads = self._scope.budget.threads
+        return prepared_rows(
+            rows,
+            self._spec,
+            self._readers,
+            span.in_order,
+            span.first,
+            self._scope.governor.part_done,
+            # One is busy with the spans before and after: a thread more than processors makes all of them slower.
+            threads if number + 1 == len(self._spans) else max(1, threads - 1),
+        )
 
     def _write(self, number: int, rows: pa.Table) -> list[ChunkRef]:
         def on_chunk(ref: ChunkRef) -> None:
@@ -187,7 +195,6 @@ def _readers(
     segments: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     root: Path,
-    threads: int,
     scratch: Path,
     most_tier_keys: int,
 ) -> Readers:
@@ -200,5 +207,5 @@ def _readers(
         if name not in readers:
             own = scratch / str(len(readers))
             own.mkdir()
-            readers[name] = WindowReader(mine, root=root, threads=threads, scratch=own, tier_keys=most_tier_keys)
+            readers[name] = WindowReader(mine, root=root, scratch=own, tier_keys=most_tier_keys)
     return readers

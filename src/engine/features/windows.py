@@ -38,8 +38,6 @@ class WindowReader:
         count distinct values follow one another in time, and were built in that order.
     root
         Directory that the refs' paths are relative to.
-    threads
-        That search at once, each a block of a batch.
     scratch
         Directory for tiers of segments, which many batches are then searched in; the owner's to remove.
     tier_keys
@@ -56,13 +54,11 @@ class WindowReader:
         segments: Sequence[SegmentRef],
         *,
         root: Path,
-        threads: int = 1,
         scratch: Path | None = None,
         tier_keys: int = 2**18,
     ) -> None:
         self._refs = list(segments)
         self._root = root
-        self._threads = threads
         self._open: dict[int, Segment] = {}
         self._tiers = None if scratch is None else Tiers(scratch, self._segment, most_keys=tier_keys)
         self._lock = Lock()
@@ -125,7 +121,7 @@ class WindowReader:
         TableError
             A segment is missing or damaged.
         """
-        return self.open(rows, keys=keys, time=time, window=window, gap=gap).features()
+        return self.open(rows, keys=keys, time=time, window=window, gap=gap).features(1)
 
     def open(
         self,
@@ -156,7 +152,7 @@ class WindowReader:
         batch = sort_keys(rows, keys, stamps) if in_order is None else in_order
         values = _own_values(rows, window) if "ratio" in window.statistics else None
         search = self._search(near, batch, keys=tuple(keys), window=window, gap=gap, own=own) if len(stamps) else None
-        return OpenWindow(window, search, batch, stamps, near, values, self._threads)
+        return OpenWindow(window, search, batch, stamps, near, values)
 
     def _search(
         self,

@@ -185,12 +185,9 @@ def test_threads_count_alike(tmp_path: Path) -> None:
     keys, values = generator.choice(["x", "y", ""], 50_000).tolist(), generator.integers(0, 900, 50_000).tolist()
     rows: list[Row] = list(zip(keys, [1] * 50_000, times, values, strict=True))
     window = _window(lengths=(60, 1500))
-    readers = [
-        _reader(_cut(rows, range(5_000, 50_000, 5_000)), pa.int64(), tmp_path / str(threads), [window], threads=threads)
-        for threads in (1, 4)
-    ]
-    asked = _table(rows[-40_000:], pa.int64())
-    one, four = (r.compute(asked, keys=KEYS, time="at", window=window, gap=timedelta(0)) for r in readers)
+    reader = _reader(_cut(rows, range(5_000, 50_000, 5_000)), pa.int64(), tmp_path, [window])
+    opened = reader.open(_table(rows[-40_000:], pa.int64()), keys=KEYS, time="at", window=window, gap=timedelta(0))
+    one, four = opened.features(1), opened.features(4)
     assert one == four
     for at in range(0, 40_000, 4_001):
         row = rows[10_000 + at]
