@@ -35,7 +35,8 @@ def commit_slice(
     if note is not None:
         batch = batch.append_column("note", pa.array([note] * rows))
     workspace.journal.write_plan(app, n, {"as_of": START.isoformat(), "bounds": {}})
-    with ChunkWriter(table.path, prefix=chunk_prefix(n, what), schema=batch.schema) as writer:
+    bounds = ("placed_at", "id", "updated_at")
+    with ChunkWriter(table.path, prefix=chunk_prefix(n, what), schema=batch.schema, bounds_of=bounds) as writer:
         writer.write(batch)
     report = StageReport(stage="extract", n=n, as_of=START.isoformat(), rows_in=rows, rows_out=rows, seconds=0.1)
     record = {"position": {"cursor": n}, "watermark": n, "rows": rows, "memory_bytes": batch.nbytes}

@@ -28,8 +28,8 @@ POSITIVE_BYTES = 64
 """Of a positive while a group is measured: its score, sorted and distinct, and the negatives counted beside it."""
 
 _WEEK = timedelta(weeks=1)
-_WEEKS_AT_ONCE = 8
-"""Calibration keeps 100 kB a group: all weeks of years would not be bounded."""
+AT_ONCE = 8 * _WEEK
+"""Weeks that are measured together: calibration keeps 100 kB a group, so that all of years would not be bounded."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Realised:
         start = _monday(since)
         newest = max((chunk.maximum[EVENT_TIME] for chunk in self._chunks), default=None)
         while newest is not None and start <= newest:
-            end = start + _WEEKS_AT_ONCE * _WEEK
+            end = start + AT_ONCE
             yield from self._measured(start, end, _by_week).items()
             start = end
 

@@ -328,7 +328,8 @@ def adopt_chunk(
 
 def _bounds(metadata: pq.FileMetaData, columns: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
     """Return minimum, maximum and number of nulls of columns, as far as a footer knows."""
-    wanted = [index for index in range(metadata.num_columns) if metadata.schema.column(index).path in columns]
+    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
+    wanted = [index for index, leaf in enumerate(leaves) if leaf.path in columns and leaf.path == leaf.name]
     minimum: dict[str, Any] = {}
     maximum: dict[str, Any] = {}
     nulls: dict[str, int] = {}

@@ -60,17 +60,19 @@ def in_order(chunks: Sequence[Chunk], *, time: str, key: str) -> list[Chunk] | N
     bounds = [(chunk.minimum.get(name), chunk.maximum.get(name)) for chunk in chunks for name in (time, key)]
     if any(value is None for bound in bounds for value in bound):
         return None
-    if any(_said_order(chunk.path) != [time, key] for chunk in chunks):
-        return None
     sequence = sorted(chunks, key=lambda chunk: (chunk.minimum[time], chunk.minimum[key]))
     for before, after in itertools.pairwise(sequence):
         if before.maximum[time] > after.minimum[time] or before.maximum[key] >= after.minimum[key]:
             return None
-    return sequence
+    return sequence if all(_said_order(chunk.path) == [time, key] for chunk in chunks) else None
 
 
 def _said_order(path: Path) -> list[str]:
-    said = (pq.read_metadata(path).metadata or {}).get(_ORDERED_BY.encode())
+    try:
+        footer = pq.read_metadata(path)
+    except (OSError, pa.ArrowException):
+        return []  # whoever reads its rows says what is wrong with it
+    said = (footer.metadata or {}).get(_ORDERED_BY.encode())
     return list(json.loads(said)) if said else []
 
 

@@ -171,12 +171,17 @@ class Table:
             The commit failed for another reason than a conflict; the table is as it was.
         """
         for _ in range(_CONFLICTS):
-            table = self._open() or self._create(schema)
+            table = self._open() or self._create(schema, add)
             if int(table.transaction_version(app) or 0) >= n:
                 return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0))
             try:
-                if (not retyped and self._widen(table, schema)) or _bound(table, add):
+                said = table.metadata().configuration
+                properties = _properties(said, add)
+                if properties != said:
+                    table.alter.set_table_properties(dict(properties))
                     continue  # that was a commit of its own: look again on a fresh handle
+                if not retyped and self._widen(table, schema):
+                    continue  # so were the new columns
                 now = int(time.time() * 1000)
                 actions: list[AddAction | RemoveAction] = [
                     _add_action(ref, now, data_change=data_change) for ref in add
@@ -224,10 +229,11 @@ class Table:
                 hint="restore its _delta_log from a backup, or move the directory away to build the table anew",
             ) from error
 
-    def _create(self, schema: pa.Schema) -> DeltaTable:
+    def _create(self, schema: pa.Schema, add: Sequence[ChunkRef]) -> DeltaTable:
         self.path.mkdir(parents=True, exist_ok=True)
+        properties = _properties({}, add)
         try:
-            return DeltaTable.create(self.path, schema, mode="ignore", name=self.name, configuration=_PROPERTIES)
+            return DeltaTable.create(self.path, schema, mode="ignore", name=self.name, configuration=properties)
         except (DeltaError, OSError) as error:
             raise TableError(f"table {self.name} cannot be made in {self.path}: {error}") from error
 
@@ -250,15 +256,12 @@ class Table:
         return True
 
 
-def _bound(table: DeltaTable, add: Sequence[ChunkRef]) -> bool:
-    """Name the columns that new chunks have bounds of in the table's property, unless it has them; say whether."""
-    said = re.findall(r"`((?:[^`]|``)+)`", table.metadata().configuration.get(_BOUNDED, ""))
-    new = {name.replace("`", "``"): None for ref in add for name in (*ref.nulls, *ref.minimum)}
-    if new.keys() <= set(said):
-        return False
-    names = ",".join(f"`{name}`" for name in dict.fromkeys([*said, *new]))
-    table.alter.set_table_properties(_PROPERTIES | {_BOUNDED: names})  # a table may be older than these
-    return True
+def _properties(said: Mapping[str, str], add: Sequence[ChunkRef]) -> dict[str, str]:
+    """Return a table's properties after a commit: ours, and named all columns that its chunks have bounds of."""
+    named = re.findall(r"`((?:[^`]|``)*)`", said.get(_BOUNDED, ""))
+    names = dict.fromkeys([*named, *(name.replace("`", "``") for ref in add for name in (*ref.nulls, *ref.minimum))])
+    bounded = {_BOUNDED: ",".join(f"`{name}`" for name in names)} if names else {}
+    return {**said, **_PROPERTIES, **bounded}
 
 
 def _known(statistics: Mapping[str, Any] | None) -> dict[str, Any]:

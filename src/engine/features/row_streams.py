@@ -110,7 +110,9 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
         most_bytes = most * float(task.inputs["row_bytes"])
         pieces = _pieces(mine, schema, spec, low=low, high=high, rows=most, most_bytes=most_bytes)
         for part, (start, end) in enumerate(pieces):
-            rows = newest_rows(mine, schema, spec, span=(time_of(start), time_of(end)), scope=scope)
+            within = (time_of(start), time_of(end))
+            of_piece = [chunk for chunk in mine if chunk.may_hold(spec.event_time, *within)]
+            rows = newest_rows(of_piece, schema, spec, span=within, scope=scope)
             rows_in += rows.rows_in
             writer: ChunkWriter | None = None
             row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)

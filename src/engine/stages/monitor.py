@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 
 from engine.batching import ChunkWriter, Table, read_batches
 from engine.batching.chunks import fixed_row_bytes
-from engine.batching.streams import most_batch_bytes, uneven_terms
+from engine.batching.streams import most_batch_bytes, rows_for, uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
 from engine.features.labelled import labelled_terms
@@ -25,13 +25,14 @@ from engine.ledger import Ledger, last_trained, positive_share, trained
 from engine.memory.governor import release_pools
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
-from engine.realised import POSITIVE_BYTES, Realised
+from engine.realised import AT_ONCE, POSITIVE_BYTES, Realised
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext, run_task
 from engine.units import format_time, parse_time
 
 _DRIFT_BYTES = 24 * 2**20  # a row group, encoders and histograms, what is freed; the model itself is not loaded
 _DRIFT_COPIES = 8  # of a batch, while its columns are encoded and counted one after another
+_LEAST_BYTES = 8.0  # of a value of no fixed width
 _HELD_ROWS, _HELD_BYTES = 1_000, 2**19  # of metrics, before they are handed to the writer, and before it writes them
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
@@ -105,7 +106,7 @@ class MonitorStage:
         }
         task = Task(self.name, f"monitor.{plan.n}", "engine.stages.monitor:run", inputs)
         since = parse_time(plan.bounds["previous"]) if plan.bounds["previous"] else None
-        return ((task, _projection(context, since=since)),)
+        return ((task, _projection(context, since=since, drift_of=plan.bounds["champion_features"])),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record what was seen; publish the metrics."""
@@ -162,7 +163,7 @@ def realised(context: StageContext, *, low: datetime, high: datetime) -> Metrics
         "imports": ["polars"],
     }
     task = Task("monitor", "realised", "engine.stages.monitor:run_realised", inputs)
-    projection = _projection(context, since=low)
+    projection = _projection(context, since=low, drift_of="")
     projection.check(context.budget)
     found = run_task(task, context, projection=projection).outputs["period"]
     return Metrics(**found) if found else None
@@ -184,18 +185,24 @@ def forecast(context: StageContext) -> list[Forecast]:
     """Return what a look at predictions, labels and drift takes."""
     before = last_record(context)
     since = parse_time(before["as_of"]) if before else None
-    return [Forecast(_projection(context, since=since), predictions_table(context.workspace).rows())]
+    ledger = Ledger(context.workspace)
+    champion = ledger.champion()
+    facts = trained(ledger.history(), champion.version) if champion else None
+    drift_of = facts.details["feature_set"] if facts else context.spec.feature_set
+    projection = _projection(context, since=since, drift_of=drift_of)
+    return [Forecast(projection, predictions_table(context.workspace).rows())]
 
 
-def _projection(context: StageContext, *, since: datetime | None) -> Projection:
-    """Return what a look takes whose period begins at ``since``; None: it has none."""
-    workspace, feature_set = context.workspace, context.spec.feature_set
-    largest, batch_bytes = largest_row_bytes(workspace, prepared_app(feature_set)), context.budget.batch_bytes
-    rows, row_bytes = _extent(predictions_table(workspace))
+def _projection(context: StageContext, *, since: datetime | None, drift_of: str) -> Projection:
+    """Return what a look takes whose period begins at ``since``, and that counts drift of a feature set's rows.
+
+    Without a period ``since`` is None, without drift ``drift_of`` is empty.
+    """
+    workspace, batch_bytes = context.workspace, context.budget.batch_bytes
+    rows, row_bytes, _ = _extent(predictions_table(workspace))
+    largest = largest_row_bytes(workspace, prepared_app(context.spec.feature_set))
     realised = labelled_terms(batch_bytes, rows=rows, row_bytes=row_bytes, largest_row_bytes=largest)
-    rows, row_bytes = _extent(prepared_table(workspace, feature_set))
-    drift = _DRIFT_BYTES + _DRIFT_COPIES * most_batch_bytes(batch_bytes, rows=rows, row_bytes=row_bytes)
-    drift += sum(uneven_terms(largest, batch_bytes=batch_bytes, copies=_DRIFT_COPIES).values())
+    drift = _drift_bytes(context, drift_of) if drift_of else 0
     terms = {
         **realised,
         "drift, beyond what measuring predictions held": max(0, drift - sum(realised.values())),
@@ -204,20 +211,36 @@ def _projection(context: StageContext, *, since: datetime | None) -> Projection:
     return Projection(stage="monitor", reserved_bytes=context.learned.reserved_bytes("monitor"), terms=terms)
 
 
-def _extent(table: Table) -> tuple[int | None, float | None]:
-    """Return a table's rows and the bytes of one, as far as they are known."""
+def _drift_bytes(context: StageContext, feature_set: str) -> int:
+    """Return what counting the drift of a feature set's rows takes: batches as read and as models have them."""
+    batch_bytes = context.budget.batch_bytes
+    largest = largest_row_bytes(context.workspace, prepared_app(feature_set))
+    rows, row_bytes, columns = _extent(prepared_table(context.workspace, feature_set))
+    at_once = rows_for(batch_bytes, bytes_per_row=_LEAST_BYTES * columns if row_bytes is None else row_bytes)
+    encoded = 4 * columns * (at_once if rows is None else min(rows, at_once))  # float32
+    read = _DRIFT_COPIES * most_batch_bytes(batch_bytes, rows=rows, row_bytes=row_bytes)
+    uneven = uneven_terms(largest, batch_bytes=batch_bytes, copies=_DRIFT_COPIES)
+    return _DRIFT_BYTES + read + encoded + sum(uneven.values())
+
+
+def _extent(table: Table) -> tuple[int | None, float | None, int]:
+    """Return a table's rows and the bytes of one, as far as they are known, and its columns."""
     schema = table.schema()
-    return (None, None) if schema is None else (table.rows(), fixed_row_bytes(schema))
+    return (None, None, 0) if schema is None else (table.rows(), fixed_row_bytes(schema), len(schema))
 
 
 def _positives(context: StageContext, since: datetime | None) -> int:
-    """Return about how many positives a period has: the share of the labels that were learned, of its predictions."""
+    """Return about how many positives are held at once: the share of the labels that were learned, of the predictions
+    of the period, or of the weeks that are measured together where those have more.
+    """
     last = last_trained(Ledger(context.workspace).history())
-    if since is None or last is None:
-        return 0
     chunks = predictions_table(context.workspace).chunks()
-    rows = sum(chunk.rows for chunk in chunks if chunk.may_hold(EVENT_TIME, since, None))
-    return int(rows * positive_share(last.details))
+    if last is None or not chunks:
+        return 0
+    extent = max(chunk.maximum[EVENT_TIME] for chunk in chunks) - min(chunk.minimum[EVENT_TIME] for chunk in chunks)
+    of_weeks = sum(chunk.rows for chunk in chunks) * min(1.0, AT_ONCE / max(extent, timedelta(seconds=1)))
+    period = sum(chunk.rows for chunk in chunks if since and chunk.may_hold(EVENT_TIME, since, None))
+    return int(max(of_weeks, period) * positive_share(last.details))
 
 
 def run(task: Task, scope: Scope) -> TaskResult:

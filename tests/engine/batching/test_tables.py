@@ -144,7 +144,7 @@ def test_bounds_say_which_chunks_a_span_touches(table: Table) -> None:
     assert chunk.may_hold("unknown", 0, 1)
 
 
-@pytest.mark.parametrize("name", ["at", "at, or later", "a.b", "`at``", "an at of `at`"])
+@pytest.mark.parametrize("name", ["at", "at, or later", "a.b", "`at``", "an at of `at`", ""])
 def test_bounds_are_known_of_any_column_that_is_named_wherever_it_stands(table: Table, name: str) -> None:
     columns = {f"feature {at}": [float(at)] * 2 for at in range(40)} | {"key": [7, 9], name: [3, 5]}
     rows = pa.RecordBatch.from_pydict(columns)
@@ -158,14 +158,27 @@ def test_bounds_are_known_of_any_column_that_is_named_wherever_it_stands(table: 
 
 
 def test_columns_that_are_named_later_are_known_from_then_on(table: Table) -> None:
-    older = DeltaTable.create(table.path, SCHEMA)  # as tables were made before they named any
-    assert not older.metadata().configuration
+    DeltaTable.create(table.path, SCHEMA)  # as tables were made before they named any
     for n, bounds_of in enumerate((["at"], ["key", "at"], ["key"]), 1):
         with ChunkWriter(table.path, prefix=chunk_prefix(n, "rows"), schema=SCHEMA, bounds_of=bounds_of) as writer:
             writer.write(_batch([n]))
         table.commit(app="extract", n=n, schema=SCHEMA, add=writer.chunks)
     assert [sorted(chunk.minimum) for chunk in table.chunks()] == [["at"], ["at", "key"], ["key"]]
     assert DeltaTable(table.path).version() == 5  # three commits, and two that named columns
+    assert DeltaTable(table.path).metadata().configuration["delta.checkpointInterval"] == "10"
+
+
+def test_a_new_table_names_its_columns_when_it_is_made(table: Table) -> None:
+    table.commit(app="extract", n=1, schema=SCHEMA, add=_write(table, 1, [1]))
+    assert DeltaTable(table.path).version() == 1
+    assert [sorted(chunk.minimum) for chunk in table.chunks()] == [["at"]]
+
+
+def test_a_column_is_not_taken_for_a_field_of_the_same_name(table: Table) -> None:
+    rows = pa.RecordBatch.from_pydict({"a": [{"b": 100}], "a.b": [1]})
+    with ChunkWriter(table.path, prefix=chunk_prefix(1, "rows"), schema=rows.schema, bounds_of=["a.b"]) as writer:
+        writer.write(rows)
+    assert writer.chunks[0].maximum == {"a.b": 1}
 
 
 def test_a_broken_log_is_an_error_that_says_what_to_do(table: Table) -> None:

@@ -63,6 +63,22 @@ def test_a_month_is_scored_once_and_measured_honestly(march: Ran) -> None:
     assert 0 < period["positives"] < period["rows"] <= len(keys)
 
 
+def test_logs_have_the_bounds_by_which_plans_choose_chunks(march: Ran) -> None:
+    world, _ = march
+    feature_set = world.spec.feature_set
+    for table, expected in (
+        ("raw", {"flight_id", "scheduled_departure", "updated_at"}),
+        ("labels", {"key", "labelled_at"}),
+        (f"prepared/{feature_set}", {"event_time"}),
+        (f"label_events/{feature_set}", {"event_time", "known_at", "labelled_at"}),
+        ("predictions", {"event_time"}),
+        ("metrics", set()),
+    ):
+        chunks = world.workspace.table(table).chunks()
+        assert chunks
+        assert all(chunk.minimum.keys() == chunk.maximum.keys() == expected for chunk in chunks), table
+
+
 def test_a_second_run_adds_nothing_anywhere(march: Ran, tmp_path: Path) -> None:
     world = copy_world(march[0], tmp_path / "world")
     before = world.content()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +17,7 @@ from engine.batching.streams import most_batch_bytes
 from engine.errors import PlanRefused
 from engine.features import footprints, labelled
 from engine.features.encoders import COUNTED_CATEGORY_BYTES
-from engine.layout import predictions_table, prepared_table
+from engine.layout import chunk_writer, predictions_table, prepared_table
 from engine.learning.learners import learner
 from engine.memory.budget import Budget
 from engine.memory.projection import Projection
@@ -238,7 +240,7 @@ def test_each_stage_that_reads_rows_holds_the_largest_as_often_as_a_batch(
             "fit": training.project_fit(context, ROWS),
             "validate": validate._project(context, ROWS, models_bytes=MODEL),
             "score": score._project(context, ROWS, model_bytes=MODEL),
-            "monitor": monitor._projection(context, since=None),
+            "monitor": monitor._projection(context, since=None, drift_of=""),
         }
 
     before = found()
@@ -292,11 +294,12 @@ def test_scoring(context: StageContext) -> None:
 
 def test_monitoring(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor, "_positives", lambda context, since: ROWS)
-    found = monitor._projection(context, since=None)
+    found = monitor._projection(context, since=None, drift_of="")
     assert found.projected_bytes == RESERVED + LABELLED + ROWS * 64
     batch = 40_000_003
     of_large = dataclasses.replace(context, budget=Budget(509 * MIB, batch_bytes=batch))
-    _check(monitor._projection(of_large, since=None), 8 * batch + 24 * MIB + ROWS * 64)  # counting drift takes more
+    of_drift = monitor._projection(of_large, since=None, drift_of=context.spec.feature_set)
+    _check(of_drift, 8 * batch + 24 * MIB + ROWS * 64)
 
 
 def test_monitoring_few_rows_of_fixed_width(context: StageContext) -> None:
@@ -311,8 +314,27 @@ def test_monitoring_few_rows_of_fixed_width(context: StageContext) -> None:
             writer.write(pa.record_batch(columns, schema=numbers))
         table.commit(app="rows", n=1, schema=numbers, add=writer.chunks)
     of_weeks = int(307 * 3 * 65 / 8) * 6 + 307 * 400 + GROUP + 16 * MIB
-    of_drift = int(503 * 3 * 65 / 8) * 8 + 24 * MIB
-    assert monitor._projection(context, since=None).projected_bytes == RESERVED + max(of_weeks, of_drift)
+    of_drift = int(503 * 3 * 65 / 8) * 8 + 503 * 3 * 4 + 24 * MIB
+    found = monitor._projection(context, since=None, drift_of=context.spec.feature_set)
+    assert found.projected_bytes == RESERVED + max(of_weeks, of_drift)
+
+
+@pytest.mark.parametrize(
+    ("days", "since", "held"), [(560, None, 100), (560, 0, 1000), (560, 500, 200), (7, None, 1000)]
+)
+def test_monitoring_holds_positives_of_weeks_or_of_the_period(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, days: int, since: int | None, held: int
+) -> None:
+    start, table = datetime(2020, 1, 1, tzinfo=UTC), predictions_table(context.workspace)
+    rows = pa.RecordBatch.from_pydict({"event_time": [start + timedelta(days=days) * at / 999 for at in range(1000)]})
+    rows = rows.cast(pa.schema([("event_time", pa.timestamp("us", tz="UTC"))]))
+    with chunk_writer(context.spec, table, prefix="00000001-rows", schema=rows.schema, chunk_rows=200) as writer:
+        for at in range(0, 1000, 200):
+            writer.write(rows.slice(at, 200))
+    table.commit(app="rows", n=1, schema=rows.schema, add=writer.chunks)
+    monkeypatch.setattr(monitor, "last_trained", lambda history: SimpleNamespace(details={}))
+    monkeypatch.setattr(monitor, "positive_share", lambda details: 1.0)
+    assert monitor._positives(context, None if since is None else start + timedelta(days=since)) == held
 
 
 def test_compacting(context: StageContext) -> None:
