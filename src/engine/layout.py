@@ -100,7 +100,7 @@ def bounds_of(spec: PipelineSpec, table: str) -> tuple[str, ...]:
     kind = table.partition("/")[0]
     if kind == "raw":
         return tuple(dict.fromkeys([spec.event_time, spec.source.key, spec.source.cursor, FILE]))
-    named = {"labels": ("key", "labelled_at"), "label_events": (EVENT_TIME, "known_at", "labelled_at")}
+    named = {"labels": ("labelled_at",), "label_events": (EVENT_TIME, "known_at", "labelled_at")}
     return named.get(kind, (EVENT_TIME,) if kind in ("prepared", "predictions") else ())
 
 

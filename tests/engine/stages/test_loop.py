@@ -68,7 +68,7 @@ def test_logs_have_the_bounds_by_which_plans_choose_chunks(march: Ran) -> None:
     feature_set = world.spec.feature_set
     for table, expected in (
         ("raw", {"flight_id", "scheduled_departure", "updated_at"}),
-        ("labels", {"key", "labelled_at"}),
+        ("labels", {"labelled_at"}),
         (f"prepared/{feature_set}", {"event_time"}),
         (f"label_events/{feature_set}", {"event_time", "known_at", "labelled_at"}),
         ("predictions", {"event_time"}),
