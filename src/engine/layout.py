@@ -97,11 +97,14 @@ def chunk_writer(
 
 def bounds_of(spec: PipelineSpec, table: str) -> tuple[str, ...]:
     """Return the columns by whose smallest and largest values plans choose among a table's chunks."""
-    kind = table.partition("/")[0]
-    if kind == "raw":
-        return tuple(dict.fromkeys([spec.event_time, spec.source.key, spec.source.cursor, FILE]))
-    named = {"labels": ("labelled_at",), "label_events": (EVENT_TIME, "known_at", "labelled_at")}
-    return named.get(kind, (EVENT_TIME,) if kind in ("prepared", "predictions") else ())
+    named = {
+        "raw": (spec.event_time, spec.source.key, spec.source.cursor, FILE),
+        "labels": ("labelled_at",),
+        "label_events": (EVENT_TIME, "known_at", "labelled_at"),
+        "prepared": (EVENT_TIME,),
+        "predictions": (EVENT_TIME,),
+    }
+    return named.get(table.partition("/")[0], ())
 
 
 def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:
