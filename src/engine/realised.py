@@ -28,8 +28,10 @@ POSITIVE_BYTES = 64
 """Of a positive while a group is measured: its score, sorted and distinct, and the negatives counted beside it."""
 
 _WEEK = timedelta(weeks=1)
-AT_ONCE = 8 * _WEEK
-"""Weeks that are measured together: calibration keeps 100 kB a group, so that all of years would not be bounded."""
+AT_ONCE = 26 * _WEEK
+"""Weeks that are measured together: calibration keeps 100 kB a group, so that all of years would not be bounded; but
+each time row groups are decoded anew that have rows of other weeks, too.
+"""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_only_what_new_labels_or_predictions_touch_is_measured_again(tmp_path: P
 
 def test_five_times_as_many_weeks_take_no_more_memory(tmp_path: Path) -> None:
     peaks = []
-    for number, weeks in enumerate((16, 80)):
+    for number, weeks in enumerate((52, 260)):
         looked = _realised(tmp_path / str(number), _predictions(weeks, rows=100))
         for _ in looked.weeks(START):  # what is loaded once is loaded
             break

@@ -320,7 +320,7 @@ def test_monitoring_few_rows_of_fixed_width(context: StageContext) -> None:
 
 
 @pytest.mark.parametrize(
-    ("days", "since", "held"), [(560, None, 100), (560, 0, 1000), (560, 500, 200), (7, None, 1000)]
+    ("days", "since", "held"), [(1820, None, 100), (1820, 0, 1000), (1820, 1456, 200), (7, None, 1000)]
 )
 def test_monitoring_holds_positives_of_weeks_or_of_the_period(
     context: StageContext, monkeypatch: pytest.MonkeyPatch, days: int, since: int | None, held: int
