@@ -34,7 +34,7 @@ class PressureState:
 
     def __init__(self, *, reserved_bytes: int, allowed_bytes: int) -> None:
         self.room_bytes = max(1, allowed_bytes - reserved_bytes)
-        self.untidy_bytes = reserved_bytes + self.room_bytes * 2 // 5
+        self.untidy_bytes = reserved_bytes + self.room_bytes // 3
         self.half_bytes = reserved_bytes + self.room_bytes // 2
         self._bounds = [int(reserved_bytes + self.room_bytes * share) for share in (TARGET, SHRINK, PAUSE)]
         self.level = 0
@@ -133,7 +133,7 @@ class Governor:
             release_pools()
 
     def step_done(self) -> None:
-        """Give unused memory back where two fifths of the room are held, after a step that has freed what it took.
+        """Give unused memory back where a third of the room is held, after a step that has freed what it took.
 
         What one step leaves in pieces is else beside what the next one takes, and more of it after each. Where there is
         room, it stays: to have the same pages cleared again took a fifth of 10 s.
