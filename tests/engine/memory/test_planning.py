@@ -172,8 +172,8 @@ def test_unused_memory_is_given_back_by_bytes_that_have_passed_not_by_batches(mo
     assert len(released) == 2
 
 
-@pytest.mark.parametrize(("done", "least"), [("step_done", 265), ("part_done", 306)])
-def test_unused_memory_is_given_back_between_steps_where_two_fifths_and_within_one_where_half_is_held(
+@pytest.mark.parametrize(("done", "least"), [("step_done", 238), ("part_done", 306)])
+def test_unused_memory_is_given_back_between_steps_where_a_third_and_within_one_where_half_is_held(
     monkeypatch: pytest.MonkeyPatch, done: str, least: int
 ) -> None:
     measures, released = [(least - 1) * MIB, least * MIB, 480 * MIB], list[int]()
