@@ -15,7 +15,7 @@ from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
 from engine.features.tiers import FAN_IN, TIER_KEY_BYTES, TIER_PAIR_BYTES
-from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.window_plans import search_threads, segment_plans, window_block_bytes, window_bytes_per_row
 from engine.features.window_slices import tier_keys
 from engine.layout import largest_row_bytes
 from engine.memory.projection import Projection
@@ -117,7 +117,8 @@ def project_windows(
         for plan in plans
     ]
     counted = max((len(plan.distinct) for plan in plans), default=0)
-    blocks = [window_block_bytes(window, rows=rows, threads=context.budget.threads) for window in windows]
+    threads = context.budget.threads if alone else search_threads(context.budget.threads)
+    blocks = [window_block_bytes(window, rows=rows, threads=threads) for window in windows]
     results = rows * max((window_bytes_per_row(window) for window in windows), default=0)
     searching = results + max(blocks, default=0)
     reading = {"batches in flight": 2 * context.budget.batch_bytes, "row group being read": ROW_GROUP_BYTES}

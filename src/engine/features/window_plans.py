@@ -103,6 +103,14 @@ def window_bytes_per_row(window: WindowSpec) -> int:
     return 32 + distinct + 2 * lengths * (16 + _level_bytes(window) + extremes) + extremes + 9 * statistics
 
 
+def search_threads(threads: int) -> int:
+    """Return how many of the threads search a span while the next one is read and the one before is written.
+
+    A thread more than processors makes all of them slower.
+    """
+    return max(1, threads - 1)
+
+
 def window_block_bytes(window: WindowSpec, *, rows: int, threads: int) -> int:
     """Return what the blocks take of a batch of so many rows, that so many threads search at once."""
     lengths = len(window.lengths)

@@ -22,7 +22,7 @@ from engine.features.row_slices import NewestRows, newest_rows, prepared_rows, r
 from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
 from engine.features.segments import SegmentRef
 from engine.features.transform import load_transform
-from engine.features.window_plans import segment_plans
+from engine.features.window_plans import search_threads, segment_plans
 from engine.features.windows import WindowReader
 from engine.layout import chunk_writer, prepared_table
 from engine.memory.governor import keep_freed
@@ -167,8 +167,7 @@ class _Spans:
             span.in_order,
             span.first,
             self._scope.governor.part_done,
-            # One is busy with the spans before and after: a thread more than processors makes all of them slower.
-            threads if number + 1 == len(self._spans) else max(1, threads - 1),
+            threads if number + 1 == len(self._spans) else search_threads(threads),
         )
 
     def _write(self, number: int, rows: pa.Table) -> list[ChunkRef]:

@@ -202,6 +202,12 @@ def test_sorting_a_piece_holds_its_rows_while_it_writes_them(context: StageConte
     assert (found.rows, found.row_bytes) == (ROWS, 3 * ROW_BYTES)
 
 
+def test_a_span_beside_others_is_searched_on_one_thread_fewer(context: StageContext) -> None:
+    two = dataclasses.replace(context, budget=dataclasses.replace(context.budget, threads=2))
+    alone, beside = (footprints.project_windows(two, 10**6, ROW_BYTES, spans=spans).terms for spans in (1, 2))
+    assert alone["blocks being searched"] == 2 * beside["blocks being searched"] > 0
+
+
 @pytest.mark.parametrize("rows", [ROWS, 10**8])
 def test_streaming_holds_its_rows_or_what_is_in_flight(context: StageContext, rows: int) -> None:
     plain = _without(context, numeric=["amount"])
