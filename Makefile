@@ -58,6 +58,10 @@ up: $(READY) ## Start a server and a worker on this machine, with all deployment
 
 bench: bench-loop ## Run all benchmarks
 
+bench-memory: $(READY) ## Growth and price of a budget (a quarter of an hour), then all hostile tables (two hours)
+	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.hostile_matrix
+
 bench-%: $(READY) ## Run one benchmark, such as bench-loop, into benchmarks/results
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
