@@ -163,13 +163,30 @@ def test_many_small_batches_after_one_look_shrink_once(monkeypatch: pytest.Monke
 def test_unused_memory_is_given_back_by_bytes_that_have_passed_not_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     released: list[int] = []
     monkeypatch.setattr(module, "release_pools", lambda: released.append(1))
-    governor = Governor(Budget(512 * MIB), reserved_bytes=0)
+    monkeypatch.setattr(module, "measure_self", lambda: Measure(100 * MIB))
+    governor = Governor(Budget(512 * MIB), reserved_bytes=100 * MIB)
     for _ in range(4_000):  # as of many small chunks: each release takes some hundredths of a second
         governor.passed(MIB // 64)
     assert not released
     for _ in range(16):
         governor.passed(8 * MIB)
     assert len(released) == 2
+
+
+def test_unused_memory_is_given_back_sooner_as_more_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured, released = [100 * MIB], list[int]()
+
+    def release() -> None:
+        released.append(measured[0] // MIB)
+        measured[0] -= 4 * MIB  # the rest is in use
+
+    monkeypatch.setattr(module, "release_pools", release)
+    monkeypatch.setattr(module, "measure_self", lambda: Measure(measured[0]))
+    governor = Governor(Budget(512 * MIB), reserved_bytes=100 * MIB)
+    for _ in range(24):
+        measured[0] += 2 * MIB
+        governor.passed(4 * MIB)
+    assert released == [116, 128, 140]  # each 16 MiB above what was left
 
 
 @pytest.mark.parametrize(("done", "least"), [("step_done", 238), ("part_done", 306)])
