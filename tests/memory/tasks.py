@@ -24,10 +24,23 @@ def allocate(task: Task, scope: Scope) -> TaskResult:
 
 def allocate_in_grandchild(task: Task, scope: Scope) -> TaskResult:
     code = f"import time; held = b'\\x01' * ({task.inputs['mib']} * 2**20); time.sleep(2)"
-    done = subprocess.run([sys.executable, "-c", code], check=False)
-    if done.returncode:
-        time.sleep(5)  # it was killed in our place: let the cage see that
-        raise MemoryError
+    subprocess.run([sys.executable, "-c", code], check=False)
+    time.sleep(60)  # if it is killed, so is this
+    return TaskResult(task=task.name, outputs={})
+
+
+def environment(task: Task, scope: Scope) -> TaskResult:
+    return TaskResult(task=task.name, outputs={name: os.environ.get(name) for name in task.inputs["names"]})
+
+
+def allocate_in_orphan(task: Task, scope: Scope) -> TaskResult:
+    """Hold memory in a process of another session whose own parent has gone."""
+    says, size = task.inputs["says"], task.inputs["mib"] * 2**20
+    code = f"import os, time; print(os.getpid(), file=open({says!r}, 'w')); held = b'\\x01' * {size}; time.sleep(60)"
+    command = [sys.executable, "-c", code]
+    between = f"import subprocess; subprocess.Popen({command!r}, start_new_session=True)"
+    subprocess.run([sys.executable, "-c", between], check=True)
+    time.sleep(float(task.inputs["seconds"]))
     return TaskResult(task=task.name, outputs={})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -116,6 +117,22 @@ def test_a_process_in_a_session_of_its_own_ends_with_the_group(monkeypatch: pyte
 def test_a_grandchild_counts(enforced: str) -> None:
     with pytest.raises(MemoryBudgetExceeded):
         _run("allocate_in_grandchild", mib=2048)
+
+
+@pytest.mark.parametrize(("mib", "seconds"), [(2048, 60), (16, 1)])
+def test_a_process_that_left_its_session_and_lost_its_parent_counts_and_ends(
+    enforced: str, tmp_path: Path, mib: int, seconds: int
+) -> None:
+    says = tmp_path / "pid"
+    with pytest.raises(MemoryBudgetExceeded) if mib > 512 else contextlib.nullcontext():
+        _run("allocate_in_orphan", mib=mib, seconds=seconds, says=str(says))
+    assert _ended_within(int(says.read_text()), seconds=10)
+
+
+def test_a_child_has_its_environment_before_it_starts(enforced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARS_MAX_THREADS", "64")
+    found = _run("environment", names=["MALLOC_ARENA_MAX", "ARROW_DEFAULT_MEMORY_POOL", "POLARS_MAX_THREADS"]).outputs
+    assert found == {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system", "POLARS_MAX_THREADS": "2"}
 
 
 def test_another_try_has_smaller_batches() -> None:

@@ -25,6 +25,7 @@ from engine.errors import HeadraceError, MemoryBudgetExceeded, TaskCrashed, from
 from engine.memory.budget import ATTEMPTS, Budget
 from engine.memory.governor import TARGET, TERMINATE
 from engine.memory.groups import MemoryGroup, memory_group
+from engine.memory.measure import end_tree
 from engine.memory.sampler import SAMPLE_SECONDS, Sampler
 from engine.refs import MemoryFigures, Task, TaskResult, to_json
 from engine.units import format_bytes
@@ -77,9 +78,8 @@ def run_caged(
 
     Notes
     -----
-    However this ends, no process and no control group is left; a child whose parent is killed dies with it. Two limits,
-    for tasks that start processes of their own (none of ours does): one that leaves the child's session is only found
-    by a control group, and one whose grandparent is killed is not killed with it.
+    However this ends, no process and no control group is left; a child whose parent is killed dies with it. Processes
+    that a task starts itself (none of ours does) are not killed with their grandparent.
     """
     first, resume = budget, None
     for attempt in range(1, attempts + 1):
@@ -157,7 +157,7 @@ class _Child:
                 stop_at = None if group else TERMINATE * self._budget.allowed_bytes
                 with Sampler(process.pid, started=self._started, stop_at_bytes=stop_at) as sampler:
                     self._send(process)  # the task begins with this, so no moment of it goes unseen
-                    self._watch(process, sampler)
+                    self._watch(process, sampler, group)
                 self._peak = max(self._peak, sampler.peak.counted_bytes if sampler.peak else 0)
                 self._timeline = [[sample.seconds, sample.counted_bytes] for sample in sampler.timeline]
                 code = process.wait()
@@ -202,6 +202,8 @@ class _Child:
         try:
             yield process
         finally:
+            if process.poll() is None:
+                end_tree(process.pid)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -212,8 +214,11 @@ class _Child:
             with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # it has died: its exit code says how
                 pipe.write(json.dumps(self._payload, default=str).encode())
 
-    def _watch(self, process: subprocess.Popen[bytes], sampler: Sampler) -> None:
-        """Pass events on until the child has ended; its pipe may outlive it, in the hands of a process it started."""
+    def _watch(self, process: subprocess.Popen[bytes], sampler: Sampler, group: MemoryGroup | None) -> None:
+        """Pass events on until the child has ended; its pipe may outlive it, in the hands of a process it started.
+
+        Where the kernel killed one of its processes alone, as version 1 does, the others are ended, too.
+        """
         os.set_blocking(self._reading, False)
         with selectors.DefaultSelector() as selector:
             selector.register(self._reading, selectors.EVENT_READ)
@@ -221,6 +226,8 @@ class _Child:
                 if selector.select(SAMPLE_SECONDS) and not self._read():
                     selector.unregister(self._reading)  # it has closed its end; from here on this only waits
                 self._tell(sampler)
+                if group is not None and group.kills():
+                    end_tree(process.pid)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(BlockingIOError):  # empty, and still held by another

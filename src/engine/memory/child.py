@@ -24,11 +24,11 @@ from engine.errors import HeadraceError, disk_error
 from engine.late_pandas import import_pandas_late
 from engine.memory.budget import Budget
 from engine.memory.governor import Governor
-from engine.memory.measure import measure_self
+from engine.memory.measure import end_tree, measure_self
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, to_json
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SAYING = threading.Lock()
 
 
@@ -127,9 +127,14 @@ def _disk_error(error: OSError, workspace: str) -> HeadraceError | None:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent is gone; where it cannot be asked, only the pipe tells."""
+    """Ask the kernel to kill this process when its parent is gone; where it cannot be asked, only the pipe tells.
+
+    What it starts and leaves behind becomes its own child again, so that it is counted and ended with it.
+    """
     try:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     except (OSError, AttributeError):
         return  # not Linux
     if os.getppid() != int(os.environ["HEADRACE_PARENT"]):  # it went while this one was starting
@@ -142,6 +147,7 @@ def _leave(code: int) -> None:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
+    end_tree(os.getpid(), itself=False)
     os._exit(code)
 
 

@@ -4,7 +4,9 @@ counted.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from dataclasses import dataclass
 
 
@@ -27,8 +29,15 @@ def measure_tree(pid: int) -> Measure:
 
 
 def measure_self() -> Measure:
-    """Return the measure of this process alone."""
-    return _measure_one(os.getpid())
+    """Return the measure of this process and its descendants: that which a budget is of."""
+    return measure_tree(os.getpid())
+
+
+def end_tree(pid: int, *, itself: bool = True) -> None:
+    """Kill a process, or not itself, and its descendants, whatever session they are in."""
+    for one in reversed(_tree(pid)[0 if itself else 1 :]):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(one, signal.SIGKILL)
 
 
 def _tree(pid: int) -> list[int]:

@@ -6,9 +6,6 @@ the samples is in ``cage.py``.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 import time
 from collections import deque
@@ -16,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from engine.memory.measure import measure_tree
+from engine.memory.measure import end_tree, measure_tree
 
 SAMPLE_SECONDS = 0.02
 _TIMELINE = 50  # the last samples, that an error carries
@@ -41,7 +38,7 @@ class Sampler:
     started
         ``time.monotonic()`` when the task began.
     stop_at_bytes
-        Kill the child's process group at this measure; None where a control group enforces the budget.
+        Kill the child's process tree at this measure; None where a control group enforces the budget.
     """
 
     def __init__(self, pid: int, *, started: float, stop_at_bytes: float | None) -> None:
@@ -96,5 +93,4 @@ class Sampler:
             self._kill()
 
     def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.killpg(self._pid, signal.SIGKILL)
+        end_tree(self._pid)
