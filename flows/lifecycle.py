@@ -34,6 +34,7 @@ _TABLES: tuple[tuple[str, Literal["raw", "labels"]], ...] = (("rows", "raw"), ("
 def continuous_training(parameters: LoopParameters) -> dict[str, Any]:
     """Extract, prepare, score with the champion in use, monitor, and train, validate and promote where that is due."""
     with open_session(parameters) as session:
+        session.require_fit("extract", "prepare", "score", "monitor", *_learning(session, parameters.retrain))
         _extract(session)
         session.prepare()
         session.run(ScoreStage())
@@ -45,6 +46,7 @@ def continuous_training(parameters: LoopParameters) -> dict[str, Any]:
 def extract(parameters: ExtractParameters) -> dict[str, Any]:
     """Extract new rows and label records, or a stretch of them again; say so with an event where there are any."""
     with open_session(parameters) as session:
+        session.require_fit("extract")
         _extract(session, what=parameters.what, since=parameters.since, until=parameters.until)
         return _finish(session)
 
@@ -53,6 +55,7 @@ def extract(parameters: ExtractParameters) -> dict[str, Any]:
 def replay(parameters: ReplayParameters) -> dict[str, Any]:
     """Read again what is in quarantine: what fits by now comes in, the rest stays there."""
     with open_session(parameters) as session:
+        session.require_fit("extract")
         only = None if parameters.what == "all" else parameters.what
         windows, lost = replay_windows(session.context.workspace, table=only)
         if lost:
@@ -66,6 +69,7 @@ def replay(parameters: ReplayParameters) -> dict[str, Any]:
 def train(parameters: LoopParameters) -> dict[str, Any]:
     """Prepare what was extracted; train, validate and promote where that is due."""
     with open_session(parameters) as session:
+        session.require_fit("prepare", *_learning(session, parameters.retrain))
         session.prepare()
         return _finish(session, _train(session, parameters.retrain))
 
@@ -74,6 +78,7 @@ def train(parameters: LoopParameters) -> dict[str, Any]:
 def score(parameters: RunParameters) -> dict[str, Any]:
     """Extract and prepare new rows, and score them with the champion."""
     with open_session(parameters) as session:
+        session.require_fit("extract", "prepare", "score")
         _extract(session)
         session.prepare()
         session.run(ScoreStage())
@@ -84,6 +89,7 @@ def score(parameters: RunParameters) -> dict[str, Any]:
 def monitor(parameters: RunParameters) -> dict[str, Any]:
     """Measure what predictions were worth, and how far new rows have drifted."""
     with open_session(parameters) as session:
+        session.require_fit("prepare", "monitor")
         session.prepare()
         session.run(MonitorStage())
         return _finish(session)
@@ -96,6 +102,14 @@ def rollback(parameters: RollbackParameters) -> dict[str, Any]:
         version = previous_champion(session.context) if parameters.version is None else parameters.version
         session.run(PromoteStage(rollback_to=version, reason=parameters.reason))
         return _finish(session)
+
+
+def _learning(session: Session, retrain: str) -> tuple[str, ...]:
+    """Return the stages that surely come with training. Where a champion is kept unless a trigger holds, none: what no
+    longer fits then must not stop scoring.
+    """
+    first = Ledger(session.context.workspace).champion() is None
+    return ("train", "validate") if retrain == "always" or (first and retrain == "auto") else ()
 
 
 def _extract(

@@ -18,6 +18,7 @@ from prefect.cache_policies import NO_CACHE
 from engine import events
 from engine.bundle import Bundle, spec_for
 from engine.ledger import Ledger, trained
+from engine.planning import require_fit
 from engine.refs import StageReport, Task, TaskResult, to_json
 from engine.spec import PipelineSpec
 from engine.specfile import load_spec
@@ -77,6 +78,10 @@ class Session:
 
     context: StageContext
     reports: dict[str, StageReport]
+
+    def require_fit(self, *stages: str) -> None:
+        """Raise before anything runs where the tasks of these stages do not fit the budget or the disk."""
+        require_fit(self.context, stages=stages)
 
     def run(self, stage: Stage, *, spec: PipelineSpec | None = None) -> StageReport:
         """Run a stage to its end and keep its report; two runs of one stage add up."""

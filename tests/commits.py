@@ -38,7 +38,8 @@ def commit_slice(
     bounds = ("placed_at", "id", "updated_at")
     with ChunkWriter(table.path, prefix=chunk_prefix(n, what), schema=batch.schema, bounds_of=bounds) as writer:
         writer.write(batch)
-    report = StageReport(stage="extract", n=n, as_of=START.isoformat(), rows_in=rows, rows_out=rows, seconds=0.1)
+    clock = START.isoformat()
+    report = StageReport(stage="extract", n=n, as_of=clock, slices=1, rows_in=rows, rows_out=rows, seconds=0.1)
     record = {"position": {"cursor": n}, "watermark": n, "rows": rows, "memory_bytes": batch.nbytes}
     workspace.journal.write_commit(app, n, {**record, "report": to_json(report)})
     table.commit(app=app, n=n, schema=batch.schema, add=writer.chunks)

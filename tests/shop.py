@@ -49,6 +49,7 @@ class Shop:
                 "event_time": self.event_time,
                 "labels": labels | self.labels,
                 "features": {"numeric": ["amount"]},
+                "resources": {"memory": "512MiB"},
             }
         )
 

@@ -20,10 +20,12 @@ from pydantic import (
     model_validator,
 )
 
+from engine.errors import SpecError
 from engine.refs import content_hash
 from engine.units import format_duration, parse_bytes, parse_duration
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+_LEAST_MEMORY = 2**20  # less is a unit that was forgotten
 
 
 def _parse_memory(value: Any) -> int | str:
@@ -32,6 +34,8 @@ def _parse_memory(value: Any) -> int | str:
     size = parse_bytes(value)
     if size <= 0:
         raise ValueError("it should be greater than 0")
+    if size < _LEAST_MEMORY:
+        raise ValueError(f"{size} bytes hold no interpreter; write a unit, for example 512MiB")
     return size
 
 
@@ -282,7 +286,7 @@ class ResourcesSpec(_Section):
     """What a run may take."""
 
     memory: Memory = Field(
-        512 * 2**20, description="of a task's process tree; auto: half of the host's or the container's"
+        "auto", description="of a task's process tree; auto: two fifths of the host's or the container's"
     )
     disk: Bytes = 20 * 2**30
     threads: int = Field(2, ge=1, le=256)
@@ -344,7 +348,10 @@ class PipelineSpec(_Section):
         SpecError
             It is no size.
         """
-        memory = text if text == "auto" else parse_bytes(text)
+        try:
+            memory = _parse_memory(text)
+        except ValueError as error:
+            raise SpecError(f"memory: {error}", hint="or auto: two fifths of what this host has") from None
         resources = self.resources.model_copy(update={"memory": memory})
         return self.model_copy(update={"resources": resources})
 

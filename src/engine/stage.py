@@ -74,6 +74,12 @@ class StageContext:
         """What runs in this workspace have measured so far."""
         return Learned(self.workspace.root / "memory")
 
+    def with_batches_that_fit(self, projections: Sequence[Projection]) -> StageContext:
+        """Return the context with smaller batches, where only those are too large for its budget; else itself."""
+        budgets = [projection.fitting(self.budget) for projection in projections]
+        least = min(budgets, key=lambda budget: budget.batch_bytes, default=self.budget)
+        return self if least is self.budget else dataclasses.replace(self, budget=least)
+
     def for_child(self) -> dict[str, Any]:
         """Return what a caged task gets to know, as JSON; it crosses a pipe and is written nowhere."""
         return {
@@ -136,6 +142,7 @@ class Forecast:
     projection: Projection
     rows: int  # that its largest task holds or streams
     disk_bytes: int = 0  # beside the tables
+    on_disk: str = ""  # what that is of
     sampling_rate: float | None = None  # of negatives, where training is meant
 
 
@@ -257,11 +264,13 @@ def _run_slice(stage: Stage, context: StageContext, plan: Plan, *, execute: Exec
     done: list[Sequence[TaskResult]] = []
     keys: list[str] = []
     while planned := stage.phase(context, plan, done):
+        fitting = context.with_batches_that_fit([projection for _, projection in planned])
+        planned = planned if fitting is context else stage.phase(fitting, plan, done)
         for _, projection in planned:
-            projection.check(context.budget)
+            projection.check(fitting.budget)
         tasks = [task for task, _ in planned]
         keys += [task.key for task in tasks]
-        done.append(execute([_call(context, task, projection) for task, projection in planned], tasks))
+        done.append(execute([_call(fitting, task, projection) for task, projection in planned], tasks))
     outcome = stage.finish(context, plan, done)
     results = [result for phase in done for result in phase]
     report = StageReport(
@@ -318,13 +327,16 @@ def _call(context: StageContext, task: Task, projection: Projection) -> Callable
         known = journal.task(task.key)
         if known is not None:
             return TaskResult.from_json(known)
+        profiled = bool(context.launcher(task))  # the profiler's own memory is no task's: nothing is learned of it
         try:
             result = run_task(task, context, projection=projection)
         except MemoryBudgetExceeded as error:
-            _learn(context, projection, int(_BEYOND * int(error.details.get("measured_bytes", 0))))
+            if not profiled:
+                _learn(context, projection, int(_BEYOND * int(error.details.get("measured_bytes", 0))))
             raise
-        context.learned.save_reserved(task.stage, result.memory.reserved_bytes)
-        _learn(context, projection, result.memory.measured_bytes)
+        if not profiled:
+            context.learned.save_reserved(task.stage, result.memory.reserved_bytes)
+            _learn(context, projection, result.memory.measured_bytes)
         journal.write_task(task.key, to_json(result))
         return result
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,16 @@ def read_pipeline(path: Path) -> PipelineSpec:
         return secret_of(name)
 
     return load_spec(path, secrets=secret)
+
+
+@contextlib.contextmanager
+def held_memory(allowed_bytes: int) -> Iterator[None]:
+    """Hold the memory of work that is no flow run, with a line on standard error where that has to wait."""
+    silence_prefect()
+    from flows.tickets import memory_ticket
+
+    with memory_ticket(allowed_bytes, waiting=lambda message: print(f"waiting: {message}", file=sys.stderr)):
+        yield
 
 
 def silence_prefect() -> None:

@@ -17,7 +17,7 @@ import typer
 from engine.errors import HeadraceError
 from engine.units import parse_duration, parse_time
 from headrace import show
-from headrace.calling import call_flow, read_pipeline
+from headrace.calling import call_flow, held_memory, read_pipeline
 
 app = typer.Typer(
     name="headrace",
@@ -123,16 +123,12 @@ def vacuum(
     as_json: Json = False,
 ) -> None:
     """Merge small chunks, cut the tables' logs, and delete old chunks and what killed runs left."""
-    from functools import partial
-
-    from engine.memory.tickets import host_ticket
     from engine.stage import StageContext
     from engine.vacuum import vacuum as clean
 
     spec = read_pipeline(pipeline)
     context = StageContext.of(spec if memory is None else spec.with_memory(memory), directory=pipeline.parent)
-    waiting = partial(typer.echo, err=True)
-    with context.workspace.lock(), host_ticket(-(-context.budget.allowed_bytes // 2**20), waiting=waiting):
+    with context.workspace.lock(), held_memory(context.budget.allowed_bytes):
         show.vacuum(clean(context, keep=keep, dry_run=dry_run), as_json=as_json)
 
 
@@ -326,15 +322,19 @@ _signals: list[int] = []
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Take SIGTERM for Ctrl-C: all that a run has started is ended before the command is."""
+    """Take SIGTERM for Ctrl-C: all that a run has started is ended before the command is. A second one changes nothing
+    about that, since what is interrupted while it ends leaves something behind; a third one does.
+    """
     del frame
     _signals.append(number)
-    raise KeyboardInterrupt
+    if len(_signals) != 2:
+        raise KeyboardInterrupt
 
 
 def main() -> None:
     """Run the command line; an error of our tree is one message and its exit code, never a traceback."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)  # a typer.Exit comes back as its code
     except HeadraceError as error:

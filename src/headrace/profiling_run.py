@@ -24,8 +24,8 @@ from engine.stages.prepare import PrepareStage
 from engine.stages.score import ScoreStage
 from engine.stages.train import TrainStage
 from engine.stages.validate import ValidateStage
-from engine.units import format_bytes, format_time, parse_bytes
-from headrace.calling import read_pipeline
+from engine.units import format_bytes, format_time
+from headrace.calling import held_memory, read_pipeline
 from profiling.session import ProfilingSession
 
 _TAKEN_BACK: dict[str, tuple[str, ...]] = {
@@ -106,10 +106,10 @@ def profile_stage(
         raise SpecError(f"--stage: there is no stage {stage!r} to profile", hint=f"allowed: {', '.join(_TAKEN_BACK)}")
     spec = read_pipeline(pipeline)
     if memory is not None:
-        resources = spec.resources.model_copy(update={"memory": parse_bytes(memory)})
-        spec = spec.model_copy(update={"resources": resources})
+        spec = spec.with_memory(memory)
     workspace = Workspace(spec.workspace)
-    with workspace.lock():
+    allowed = StageContext.of(spec, directory=pipeline.parent).budget.allowed_bytes
+    with workspace.lock(), held_memory(allowed):
         copy = workspace.scratch / f"profile-{os.getpid()}"
         session = ProfilingSession(workspace.root / "profiles", title=f"{spec.pipeline}, {stage}")
         try:

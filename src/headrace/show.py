@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from engine.errors import HeadraceError
+from engine.errors import HeadraceError, from_json
 from engine.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _OUT = Console()
 _ERR = Console(stderr=True)
 _WIDE = 100  # columns of a terminal that has room for what is nice to have
+_PLAN_UNITS = "MiB: reserved, projected, measured, batch, disk. measured and s: the stage's last run."
 
 
 def loop(report: Mapping[str, Any], *, as_json: bool) -> None:
@@ -91,7 +92,8 @@ def status(value: Mapping[str, Any], *, as_json: bool) -> None:
     _OUT.print(tables)
     stages = Table("stage", "allowed", "reserved", "projected", "measured", "seconds", "as of", box=None)
     for name, one in value["stages"].items():
-        figures = [format_bytes(one[f"{kind}_bytes"]) for kind in ("allowed", "reserved", "projected", "measured")]
+        sizes = [one[f"{kind}_bytes"] for kind in ("allowed", "reserved", "projected", "measured")]
+        figures = [format_bytes(size) if size else "" for size in sizes]  # a promotion has no task
         stages.add_row(name, *figures, f"{one['seconds']:.1f}", one["as_of"])
     _OUT.print(stages)
     _OUT.print(f"workspace: {value['workspace']}", highlight=False)
@@ -109,31 +111,53 @@ def plan(value: Mapping[str, Any], *, as_json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table(box=None, pad_edge=False, caption="reserved to disk in MiB", caption_justify="left")
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), caption=_PLAN_UNITS, caption_justify="left")
     table.add_column("stage", no_wrap=True)
-    for name in ("reserved", "projected", "measured", "batch", "disk", "rows", "rate", "s"):
+    for name in ("reserved", "projected", "measured", "batch", "of rows", "disk", "rows", "rate", "s"):
         table.add_column(name, justify="right", no_wrap=True)
     wide = _OUT.width >= _WIDE
     if wide:
         table.add_column("worst term")
+    told = ""
     for one in value["stages"]:
-        sizes = [_mib(one[f"{kind}_bytes"]) for kind in ("reserved", "projected", "measured", "batch", "disk")]
-        rate = "" if one["sampling_rate"] is None else f"{one['sampling_rate']:.3g}"
-        rows = "" if one["rows"] is None else f"{one['rows']:,}"
-        seconds = "" if one["seconds"] is None else f"{one['seconds']:.1f}"
-        table.add_row(one["stage"], *sizes, rows, rate, seconds, *([one["worst_term"]] if wide else []))
+        stage = one["stage"].partition(".")[0]
+        past = stage != told  # what the last run took is known of the stage, not of its tasks
+        told = stage
+        table.add_row(
+            one["stage"],
+            _mib(one["reserved_bytes"]),
+            _mib(one["projected_bytes"]),
+            _mib(one["measured_bytes"]) if past else "",
+            _mib(one["batch_bytes"]),
+            _count(one["batch_rows"]),
+            _mib(one["disk_bytes"]),
+            _count(one["rows"]),
+            "" if one["sampling_rate"] is None else f"{one['sampling_rate']:.2g}",
+            "" if one["seconds"] is None or not past else f"{one['seconds']:.1f}",
+            *([one["worst_term"]] if wide else []),
+        )
     _OUT.print(table)
-    for one in value["stages"]:
-        if one["error"] is not None:
-            _ERR.print(f"error: {one['error']['message']}", highlight=False, markup=False, soft_wrap=True)
-            _ERR.print(f"  {one['error']['hint']}", highlight=False, markup=False, soft_wrap=True)
-    if not value["fits"]:
-        smallest = value["smallest_budget_bytes"]
-        _ERR.print(f"the smallest budget that would do is {format_bytes(smallest)}", highlight=False)
+    for refused in (value, *value["stages"]):
+        if refused["error"] is not None:
+            error(from_json(refused["error"]))
+    if value["smallest_budget_bytes"]:
+        smallest = format_bytes(value["smallest_budget_bytes"])
+        _ERR.print(f"the smallest budget that would do is {smallest}", highlight=False)
 
 
 def _mib(size: int | None) -> str:
     return "" if not size else f"{size / 2**20:,.0f}" if size >= 10 * 2**20 else f"{size / 2**20:.1f}"
+
+
+def _count(value: int | None) -> str:
+    """Return a count in five characters at most: ``65.5k``, ``10M``."""
+    if value is None:
+        return ""
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if value >= size:
+            amount = value / size
+            return f"{amount:.0f}{unit}" if amount >= 100 or amount == int(amount) else f"{amount:.1f}{unit}"
+    return str(value)
 
 
 def history(entries: Sequence[Entry], *, as_json: bool) -> None:

@@ -5,10 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from engine.batching import Workspace
+from engine.batching.runs import last_reports
+from engine.errors import PlanRefused
+from engine.features.footprints import label_rows_per_commit, project_labels
 from engine.memory.budget import Budget
-from engine.planning import plan
+from engine.planning import plan, require_fit
 from engine.refs import StageReport
+from engine.stage import run_stage
+from engine.stages import extract
+from engine.stages.train import TrainStage
+from tests.shop import Shop
 from tests.world import FEBRUARY, MARCH, World, copy_world
 
 MIB = 2**20
@@ -51,13 +60,83 @@ def test_a_plan_holds_what_the_run_after_it_measures(
 
 def test_a_plan_over_the_budget_says_what_would_do(tmp_path: Path, prepared_world: World) -> None:
     world = copy_world(prepared_world, tmp_path / "world")
-    context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(150 * MIB))
+    context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(150 * MIB, disk_bytes=20 * 2**30))
     found = plan(context)
     assert not found["fits"]
     over = [stage for stage in found["stages"] if not stage["fits"]]
     assert over
-    enough = dataclasses.replace(context, budget=Budget(found["smallest_budget_bytes"] + 32 * MIB))
+    enough = dataclasses.replace(context, budget=Budget(found["smallest_budget_bytes"], disk_bytes=20 * 2**30))
     assert plan(enough)["fits"]
+    assert plan(enough)["smallest_budget_bytes"] is None
     for stage in over:
         assert stage["error"]["error"] == "PlanRefused"
         assert stage["error"]["hint"]
+
+
+def test_a_plan_refuses_the_disk_as_the_run_does(tmp_path: Path, prepared_world: World) -> None:
+    world = copy_world(prepared_world, tmp_path / "world")
+    context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(512 * MIB, disk_bytes=1024))
+    found = plan(context)
+    [refused] = [stage for stage in found["stages"] if not stage["fits"]]
+    assert (refused["stage"], refused["disk_bytes"] > 1024) == ("train.cache", True)
+    assert not found["fits"]
+    with pytest.raises(PlanRefused) as planned:
+        require_fit(context, stages=("extract", "train"))
+    with pytest.raises(PlanRefused) as run:
+        run_stage(TrainStage(("a test",)), context)
+    assert planned.value.message == run.value.message == refused["error"]["message"]
+    require_fit(context, stages=("extract", "prepare", "score", "monitor"))
+
+
+def test_a_refusal_names_what_would_do_for_all_stages(world: World) -> None:
+    context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(100 * MIB, disk_bytes=2**40))
+    with pytest.raises(PlanRefused) as caught:
+        require_fit(context, stages=("prepare", "train", "validate"))
+    assert caught.value.details["stage"] == "prepare.windows"
+    enough = plan(context)["smallest_budget_bytes"]
+    assert f"--memory {enough // MIB}MiB" in caught.value.hint
+
+
+def test_batches_are_smaller_where_only_they_are_too_large(world: World) -> None:
+    whole = plan(dataclasses.replace(world.context(FEBRUARY), budget=Budget(512 * MIB, disk_bytes=2**40)))
+    by_name = {stage["stage"]: stage for stage in whole["stages"]}
+    tight = by_name["validate"]["projected_bytes"] - 8 * MIB
+    budget = Budget(tight, batch_bytes=8 * MIB, disk_bytes=2**40)
+    found = plan(dataclasses.replace(world.context(FEBRUARY), budget=budget))
+    [judged] = [stage for stage in found["stages"] if stage["stage"] == "validate"]
+    assert judged["fits"]
+    assert 64 * 1024 <= judged["batch_bytes"] < 8 * MIB
+    assert tight - MIB < judged["projected_bytes"] <= tight
+
+
+def test_commits_of_labels_are_as_large_as_prepare_can_hold(world: World) -> None:
+    for allowed in (100 * MIB, 160 * MIB, 256 * MIB, 512 * MIB):
+        context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(allowed, disk_bytes=2**40))
+        rows = label_rows_per_commit(context)
+        assert 10_000 <= rows <= 250_000
+        assert project_labels(context, rows).projected_bytes <= allowed
+    assert rows == 250_000
+
+
+def test_the_last_run_is_all_of_its_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "SLICE_ROWS", 20)
+    shop = Shop(tmp_path).open()
+    shop.order(*[(key, key, key / 10) for key in range(50)])
+    shop.extract(10)
+    [report] = last_reports(shop.workspace)["extract"]
+    assert (report.slices, report.rows_in) == (3, 50)
+
+
+def test_the_page_on_memory_explains_every_term(tmp_path: Path, world: World) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    table = page[page.index("### Terms") : page.index("Bytes of a row start")]
+    named = [line.partition(" | ")[0][1:].strip() for line in table.splitlines()]
+    # Names stand in one cell with commas between them; one that has a comma itself, with semicolons.
+    explained = {part.strip() for cell in named for part in [cell, *cell.split(","), *cell.split(";")]}
+    contexts = [world.context(FEBRUARY), Shop(tmp_path, source={"lag": "1h"}).open().context(10)]
+    features = {"numeric": ["distance"], "categorical": ["carrier"]}
+    world.edit(features=features, learner={"kind": "sgd"}, baseline=None)
+    contexts.append(world.context(FEBRUARY))
+    terms = {term for context in contexts for stage in plan(context)["stages"] for term in stage["terms"]}
+    assert len(terms) > 20
+    assert terms <= explained, terms - explained

@@ -75,6 +75,7 @@ class Payments:
             "event_time": "updated_at",
             "labels": {"table": "none", "key": "id", "value": "fraud", "labelled_at": "at"},
             "features": {"numeric": ["amount"]},
+            "resources": {"memory": "512MiB"},
         }
         self.pipeline.write_text(json.dumps(spec))  # which is YAML too
 

@@ -19,7 +19,7 @@ SLICE_ROWS = 20_000
 
 def install(stop: str, halt: Callable[[], None]) -> events.Hook:
     """Make this process extract in small slices and call ``halt`` at the moment ``stop``; the hook is to observe it."""
-    extract.SLICE_ROWS["raw"] = SLICE_ROWS
+    extract.SLICE_ROWS = SLICE_ROWS
 
     def hook(event: events.Event) -> None:
         started = isinstance(event, events.TaskStarted) and stop == "started"

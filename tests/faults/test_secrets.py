@@ -49,6 +49,7 @@ def _pipeline(directory: Path, uri: str) -> Path:
         "event_time": "at",
         "labels": {"table": "verdicts", "key": "id", "value": "fraud", "labelled_at": "decided_at"},
         "features": {"numeric": ["amount"]},
+        "resources": {"memory": "512MiB"},
     }
     path.write_text(yaml.safe_dump(value, sort_keys=False))
     return path

@@ -46,8 +46,12 @@ def _unfinished(shop: Shop) -> list[Path]:
 
 @pytest.mark.timeout(280)
 @pytest.mark.xdist_group("prefect")
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing_and_the_next_one_completes_it(shop: Shop, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "times"), [pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow), (signal.SIGTERM, 1)]
+)
+def test_an_interrupted_run_leaves_nothing_and_the_next_one_completes_it(
+    shop: Shop, number: signal.Signals, times: int
+) -> None:
     with _headrace(shop, "extract", "shop.yaml") as process:
         until = time.monotonic() + 120
         while not list(shop.workspace.root.rglob("tables/raw/.*.tmp")):
@@ -56,7 +60,9 @@ def test_an_interrupted_run_leaves_nothing_and_the_next_one_completes_it(shop: S
             time.sleep(0.01)
         family = psutil.Process(process.pid).children(recursive=True)
         assert family
-        os.kill(process.pid, number)
+        for _ in range(times):
+            os.kill(process.pid, number)
+            time.sleep(0.02)
         _, said = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert "interrupted: what was committed stays" in said

@@ -4,6 +4,7 @@ hole.
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -50,27 +51,33 @@ def record_runs(workspace: Workspace, *, app: str, committed: int) -> None:
 
 
 def last_reports(workspace: Workspace) -> dict[str, tuple[StageReport, ...]]:
-    """Return, by stage, the newest report of each of its apps.
+    """Return, by stage, the report of each of its apps' last run: its slices, which share a clock, added up.
 
-    Reports are long, so they are read only from the chunks that hold a newest one: the others by app and n alone.
+    Reports are long, so they are read only from the chunks that hold one of these: the others by app, n and clock.
     """
-    newest: dict[str, tuple[int, Path]] = {}
+    slices: dict[str, dict[int, tuple[str, Path]]] = {}
     for chunk in workspace.table("runs").chunks():
-        for batch in read_batches([chunk.path], columns=["app", "n"]):
-            found = pa.Table.from_batches([batch]).group_by("app").aggregate([("n", "max")])
-            for row in found.to_pylist():
-                if row["n_max"] >= newest.get(row["app"], (0, None))[0]:
-                    newest[row["app"]] = (row["n_max"], chunk.path)
-    texts: dict[str, str] = {}
-    for path in sorted({path for _, path in newest.values()}):
-        wanted = {app: n for app, (n, place) in newest.items() if place == path}
+        for batch in read_batches([chunk.path], columns=["app", "n", "as_of"]):
+            for row in batch.to_pylist():
+                slices.setdefault(row["app"], {})[row["n"]] = (row["as_of"], chunk.path)
+    wanted: dict[Path, set[tuple[str, int]]] = {}
+    for app, found in slices.items():
+        clock = found[max(found)][0]
+        for n, (as_of, path) in found.items():
+            if as_of == clock:
+                wanted.setdefault(path, set()).add((app, n))
+    reports: dict[str, dict[int, StageReport]] = {}
+    for path, mine in sorted(wanted.items()):
         for batch in read_batches([path], columns=["app", "n", "report"]):
-            rows = batch.filter(pc.is_in(batch.column("n"), value_set=pa.array(wanted.values(), pa.int64())))
-            texts |= {row["app"]: row["report"] for row in rows.to_pylist() if wanted.get(row["app"]) == row["n"]}
+            rows = batch.filter(pc.is_in(batch.column("n"), value_set=pa.array({n for _, n in mine}, pa.int64())))
+            for row in rows.to_pylist():
+                if (row["app"], row["n"]) in mine:
+                    report = StageReport.from_json(json.loads(row["report"]))
+                    reports.setdefault(row["app"], {})[row["n"]] = report
     out: dict[str, tuple[StageReport, ...]] = {}
-    for app in sorted(texts):
-        report = StageReport.from_json(json.loads(texts[app]))
-        out[report.stage] = (*out.get(report.stage, ()), report)
+    for _, by_n in sorted(reports.items()):
+        whole = functools.reduce(StageReport.join, (by_n[n] for n in sorted(by_n)))
+        out[whole.stage] = (*out.get(whole.stage, ()), whole)
     return out
 
 

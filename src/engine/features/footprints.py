@@ -44,6 +44,10 @@ _LEAST_SPAN_ROWS = 64  # with fewer, a plan of spans would be larger than what i
 _SPANS, _BUILDING, _TIER = "spans in flight", "segment being built", "tier being made"
 _RESULTS = "window results"
 _ROW_TERMS = (_SPANS, _BUILDING, _TIER, _RESULTS)
+_LABELS, _LABEL_SEGMENTS = "label records", "window segments in hand"
+_LABEL_TERMS = (_LABELS, _LABEL_SEGMENTS)
+_MOST_LABELS, _LEAST_LABELS = 250_000, 10_000  # of one commit
+_LABELS_SHARE = 0.8  # of what is free: those that waited for their rows come on top
 _ROW_BYTES_COMMITS = 100
 
 
@@ -74,13 +78,21 @@ def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
     return max(_LEAST_SPAN_ROWS, min(_MOST_SPAN_ROWS, int(_WINDOWED_SHARE * free / row)))
 
 
+def label_rows_per_commit(context: StageContext) -> int:
+    """Return how many label records a commit has at most: joining them holds all of them at once."""
+    most = project_labels(context, _MOST_LABELS)
+    of_rows = sum(most.terms[name] for name in _LABEL_TERMS)
+    free = context.budget.allowed_bytes - (most.projected_bytes - of_rows)
+    return max(_LEAST_LABELS, min(_MOST_LABELS, int(_LABELS_SHARE * free * _MOST_LABELS / of_rows)))
+
+
 def project_labels(context: StageContext, rows: int) -> Projection:
     """Return what joining a commit of so many label records takes."""
     keys = _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
     terms = {
-        "label records": rows * (_LABEL_BYTES * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES),
+        _LABELS: rows * (_LABEL_BYTES * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES),
         "batches in flight": min(3 * context.budget.batch_bytes, rows * _LABEL_BYTES),
-        "window segments in hand": rows * _SEGMENT_ROW_BYTES,
+        _LABEL_SEGMENTS: rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
     }

@@ -28,8 +28,8 @@ def refuse_memory(path: Path) -> None:
         )
 
 
-def require_room(path: Path, *, needed_bytes: int, allowed_bytes: int, what: str) -> None:
-    """Do nothing when ``needed_bytes`` fit both the budget and the disk of ``path``.
+def require_room(path: Path, needed_bytes: int, allowed_bytes: int, *, what: str) -> None:
+    """Do nothing when ``needed_bytes`` fit both the budget and the disk of ``path``, which need not be there yet.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def require_room(path: Path, *, needed_bytes: int, allowed_bytes: int, what: str
             hint=f"set resources.disk to at least {-(-needed_bytes // 2**20)}MiB",
             details={"needed_bytes": needed_bytes, "allowed_bytes": allowed_bytes},
         )
-    free = shutil.disk_usage(path).free
+    free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
     if free < needed_bytes:
         raise WorkspaceError(
             f"{what} needs {format_bytes(needed_bytes)} on the disk of {path}, {format_bytes(free)} are free",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import psutil
 
-AUTO_SHARE = 0.5
-"""Of the host's memory, for ``resources.memory: auto``: the rest is the system's, Prefect's (about 500 MiB) and the
-page cache, which the engine's speed rests on."""
+AUTO_SHARE = 0.4
+"""Of the host's memory, for ``resources.memory: auto``, the default: two such runs hold all that tickets give out. The
+rest is the system's, Prefect's (about 500 MiB) and the page cache, which the engine's speed rests on."""
 
 _V1 = Path("/sys/fs/cgroup/memory")
 _V2 = Path("/sys/fs/cgroup")
@@ -25,7 +25,7 @@ def host_memory_bytes(*, root_v1: Path = _V1, root_v2: Path = _V2, proc: Path = 
 
 
 def auto_budget_bytes() -> int:
-    """Return the budget that ``auto`` stands for: half of the host's memory, in whole MiB."""
+    """Return the budget that ``auto`` stands for: two fifths of the host's memory, in whole MiB."""
     return int(host_memory_bytes() * AUTO_SHARE) // _MIB * _MIB
 
 

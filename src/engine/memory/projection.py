@@ -4,6 +4,7 @@ arithmetic; what earlier runs measured comes from ``learned.py``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -82,6 +83,16 @@ class Projection:
             return budget.batch_bytes if room >= 0 else 0
         fitting = budget.batch_bytes * room // growing
         return int(fitting) if fitting >= LEAST_BATCH else 0
+
+    def fitting(self, budget: Budget) -> Budget:
+        """Return the budget with the largest batch that fits, itself where its own does, or where none would.
+
+        What holds rows is made of fewer rows instead.
+        """
+        if self.projected_bytes <= budget.allowed_bytes or self.row_term:
+            return budget
+        batch = self.largest_batch_bytes(budget)
+        return dataclasses.replace(budget, batch_bytes=batch) if batch else budget
 
     def check(self, budget: Budget) -> None:
         """Do nothing when the projection fits the budget.

@@ -25,12 +25,30 @@ MEMORY_LIMIT = "memory-mib"
 
 _RESERVE_SHARE = 0.2  # of the host's memory: the system's, and what is not a task's own
 _LOOK_SECONDS = 0.5
+_SHARED = Path("/tmp")
 _MIB = 2**20
 
 
 def tickets_mib() -> int:
     """Return how many MiB runs on this host may hold together: its memory less a fifth, in whole MiB."""
     return int(host_memory_bytes() * (1.0 - _RESERVE_SHARE)) // _MIB
+
+
+def require_memory(size_mib: int, *, total_mib: int) -> None:
+    """Do nothing where a budget is no more than what runs may hold together.
+
+    Raises
+    ------
+    PlanRefused
+        It is more: no waiting would help.
+    """
+    if size_mib > total_mib:
+        raise PlanRefused(
+            f"the budget of {format_bytes(size_mib * _MIB)} is more than the {format_bytes(total_mib * _MIB)} that "
+            "runs on this host may hold together",
+            hint=f"set resources.memory to at most {total_mib}MiB, or to auto",
+            details={"allowed_bytes": size_mib * _MIB, "host_bytes": total_mib * _MIB},
+        )
 
 
 @contextlib.contextmanager
@@ -48,7 +66,7 @@ def host_ticket(
     total_mib
         What may be held together; default: ``tickets_mib()``.
     directory
-        The host's run directory; default: the user's, under ``XDG_RUNTIME_DIR`` or the temporary directory.
+        Where the host's tickets are; default: the user's own below ``/tmp``, wherever a session has its files.
     waiting
         Told once, when it begins to wait, what is held by others.
 
@@ -60,13 +78,7 @@ def host_ticket(
     total = tickets_mib() if total_mib is None else total_mib
     place = directory or _run_directory()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if size_mib > total:
-        raise PlanRefused(
-            f"the budget of {format_bytes(size_mib * _MIB)} is more than the {format_bytes(total * _MIB)} that runs on "
-            "this host may hold together",
-            hint=f"set resources.memory to at most {total}MiB, or to auto",
-            details={"allowed_bytes": size_mib * _MIB, "host_bytes": total * _MIB},
-        )
+    require_memory(size_mib, total_mib=total)
     path = place / f"{os.getpid()}-{uuid4().hex[:8]}.ticket"
     told = False
     while True:
@@ -90,8 +102,9 @@ def host_ticket(
 
 
 def _run_directory() -> Path:
-    base = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(base) / f"headrace-{os.getuid()}"
+    """Return one place for all runs of this user: a job of cron has not the environment of a login."""
+    base = _SHARED if _SHARED.is_dir() else Path(tempfile.gettempdir())
+    return base / f"headrace-{os.getuid()}"
 
 
 @contextlib.contextmanager
@@ -111,10 +124,18 @@ def _held(place: Path) -> int:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free: its holder is gone
                 path.unlink(missing_ok=True)
         except BlockingIOError:
-            total += int(path.read_text() or 0)
+            total += _size(path)
         except FileNotFoundError:
             continue  # given back since
     return total
+
+
+def _size(path: Path) -> int:
+    """Return the MiB of a ticket that is held, 0 where it has been given back since."""
+    try:
+        return int(path.read_text() or 0)
+    except FileNotFoundError:
+        return 0
 
 
 def _take(path: Path, size_mib: int) -> IO[str]:

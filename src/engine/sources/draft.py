@@ -206,7 +206,7 @@ class _Draft:
             "learner: {kind: lightgbm}",
             "split: {validation: 30d, calibration: 14d}",
             "operating_point: {alert_rate: 0.02}   # DECIDE: the share of rows that people can look at",
-            "resources: {memory: 512MiB, disk: 20GiB, threads: 2}",
+            "resources: {memory: auto, disk: 20GiB, threads: 2}",
             "triggers: {every: 30d}",
             "",
         ]

@@ -59,7 +59,6 @@ def run(task: Task, scope: Scope) -> TaskResult:
         with good, bad:
             marked = _marked(source, begun.range, schema=contract.stored, scope=scope)
             for batch, mark in read_ahead(marked, waiting=_WAITING):
-                scope.governor.wait()
                 rows = batch.rows.num_rows + len(batch.rejected)
                 rows_in, batches = rows_in + rows, batches + 1
                 kept, rejected = admission.split(batch)
@@ -129,11 +128,15 @@ class _Begun:
 def _marked(
     source: Source, bounds: Mapping[str, Any], *, schema: pa.Schema, scope: Scope
 ) -> Iterator[tuple[Batch, Mapping[str, Any]]]:
-    """Yield batches with the mark behind each, and say what comes next: it may be what no budget holds."""
+    """Yield batches with the mark behind each, and say what comes next: it may be what no budget holds.
+
+    Under pressure the next one is not read before those that wait are written.
+    """
     _say_place(source, scope)
     for batch in source.read(bounds, schema=schema, batch_bytes=scope.budget.batch_bytes):
         _say_place(source, scope)
         yield batch, source.mark()
+        scope.governor.wait()
 
 
 def _say_place(source: Source, scope: Scope) -> None:

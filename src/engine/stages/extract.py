@@ -18,6 +18,7 @@ from engine.batching import Table
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.streams import uneven_terms
 from engine.errors import SourceError
+from engine.features.footprints import label_rows_per_commit
 from engine.layout import largest_row_bytes
 from engine.memory.budget import Budget
 from engine.memory.projection import Projection
@@ -36,9 +37,8 @@ from engine.spec import FILE_KEY, PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
-SLICE_ROWS = {"raw": 10_000_000, "labels": 250_000}
-"""Rows of one commit: a first load of a year goes in commits of bounded size. Prepare holds a slice of labels at
-once."""
+SLICE_ROWS = 10_000_000
+"""Rows of one commit, at most: a first load of a year goes in commits of bounded size."""
 
 _PAGE_BYTES = 2**18  # on average, where columns are many
 _LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 32 * 2**20  # of few: with 32 of one large row group 24 MiB are used up
@@ -82,7 +82,7 @@ class ExtractStage:
             position=window.position,
             files=lambda: seen_files(context.workspace, self.what, through_n=n),
         )
-        asked = Window(until=window.until, since=window.since, limit_rows=SLICE_ROWS[self.what])
+        asked = Window(until=window.until, since=window.since, limit_rows=_slice_rows(context, self.what))
         with open_feed(context.spec, self.what, types=_types(last)) as source:
             bounds = source.next_range(seen, asked)
             if bounds is None:
@@ -231,12 +231,17 @@ def forecast(context: StageContext) -> list[Forecast]:
         columns = len(Contract.from_json(last["contract"]).stored)
     reserved, is_files = context.learned.reserved_bytes("extract"), context.spec.source.is_files
     reading = _project(reserved, context.budget, columns, Extent(), is_files=is_files)
-    rows = SLICE_ROWS["raw"]
+    rows = SLICE_ROWS
     found = [Forecast(reading, rows)]
     source_spec = context.spec.source
     if source_spec.lag or source_spec.is_files or source_spec.on_conflict != "newest":
         found.append(Forecast(_project_settling(context, rows=rows), rows))
     return found
+
+
+def _slice_rows(context: StageContext, what: str) -> int:
+    """Return how many rows a commit takes at most; of labels as many as prepare can hold at once."""
+    return SLICE_ROWS if what == "raw" else label_rows_per_commit(context)
 
 
 @dataclass(frozen=True)

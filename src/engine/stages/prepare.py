@@ -14,6 +14,7 @@ from engine.batching import Table
 from engine.errors import HeadraceError
 from engine.features.footprints import (
     UNKNOWN_ROW_BYTES,
+    label_rows_per_commit,
     project_labels,
     project_sort,
     project_stream,
@@ -30,8 +31,6 @@ from engine.preparing.state import Live, State
 from engine.refs import Task, TaskResult
 from engine.spec import PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
-
-_MOST_LABELS = 250_000  # of one commit
 
 
 class _Kind(Protocol):
@@ -148,7 +147,8 @@ def forecast(context: StageContext) -> list[Forecast]:
     most = (windowed_rows_per_span if windows else rows_per_span)(context, row_bytes)
     rows = min(most, known) if known else most
     label_records = context.workspace.table("labels").rows()
-    label_rows = min(_MOST_LABELS, label_records) if label_records else _MOST_LABELS
+    most_labels = label_rows_per_commit(context)
+    label_rows = min(most_labels, label_records) if label_records else most_labels
     labels = Forecast(project_labels(context, label_rows), label_rows)
     if windows:
         spans = 1 if known and known <= most else 2

@@ -28,6 +28,8 @@ from engine.training.due import cutoff
 from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate
 from engine.units import format_time
 
+_CACHE = "the training cache"
+
 
 @dataclass(frozen=True)
 class TrainStage:
@@ -73,13 +75,8 @@ class TrainStage:
             return ()
         inputs: dict[str, Any] = {**plan.bounds, "n": plan.n, "imports": ["polars"]}
         if not done:
-            rows = prepared_table(context.workspace, context.spec.feature_set).rows()
-            require_room(
-                context.workspace.scratch,
-                needed_bytes=cache_bytes(rows, features=len(context.spec.features.names())),
-                allowed_bytes=context.budget.disk_bytes,
-                what=f"the training cache of at most {rows:,} rows",
-            )
+            needed = _most_cache_bytes(context)
+            require_room(context.workspace.scratch, needed, context.budget.disk_bytes, what=_CACHE)
             inputs |= {"available_bytes": fit_bytes(context), "row_share": fit_share(context)}
             task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.training.caching:run", inputs)
             return ((task, project_cache(context)),)
@@ -139,10 +136,16 @@ class TrainStage:
         )
 
 
+def _most_cache_bytes(context: StageContext) -> int:
+    """Return what the training cache takes at most: how many rows are sampled is known once their labels are."""
+    rows = prepared_table(context.workspace, context.spec.feature_set).rows()
+    return cache_bytes(rows, features=len(context.spec.features.names()))
+
+
 def forecast(context: StageContext) -> list[Forecast]:
     """Return what making the training cache and fitting take, with the sampling rate that the budget buys."""
     prepared = prepared_table(context.workspace, context.spec.feature_set)
-    rows, features = prepared.rows(), len(context.spec.features.names())
+    rows = prepared.rows()
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
     rate = sampling_rate(
@@ -155,6 +158,6 @@ def forecast(context: StageContext) -> list[Forecast]:
     )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
-        Forecast(project_cache(context), rows, disk_bytes=cache_bytes(kept, features=features)),
+        Forecast(project_cache(context), rows, disk_bytes=_most_cache_bytes(context), on_disk=_CACHE),
         Forecast(project_fit(context, kept), kept, sampling_rate=rate),
     ]

@@ -58,7 +58,13 @@ def sampling_rate(
             error.message,
             hint=f"set resources.memory to at least {enough}MiB, or run with --memory {enough}MiB; or shorten "
             "split.history, or use learner.kind sgd: constant memory",
-            details={**error.details, "smallest_budget_bytes": enough * 2**20},
+            details={
+                **error.details,
+                "stage": "train.fit",
+                "projected_bytes": int(budget.allowed_bytes + short),
+                "smallest_budget_bytes": enough * 2**20,
+                "terms": {**terms, "rows": int(error.details["projected_bytes"])},
+            },
         ) from None
 
 

@@ -8,6 +8,8 @@ import psutil
 import pytest
 
 from engine.memory.host import auto_budget_bytes, host_memory_bytes
+from engine.memory.tickets import tickets_mib
+from engine.spec import ResourcesSpec
 
 MIB = 2**20
 
@@ -37,7 +39,9 @@ def test_the_least_limit_on_the_way_up_counts(tmp_path: Path, line: str, root: s
     assert _host(tmp_path, line, {own: str(4 * physical)}) == 300 * MIB
 
 
-def test_auto_is_half_of_this_host_in_whole_mib() -> None:
+def test_auto_is_two_fifths_of_this_host_in_whole_mib_and_the_default() -> None:
     found = auto_budget_bytes()
     assert found % MIB == 0
-    assert abs(found - host_memory_bytes() / 2) < MIB
+    assert abs(found - host_memory_bytes() * 0.4) < MIB
+    assert ResourcesSpec().memory == "auto"
+    assert 2 * found <= tickets_mib() * MIB  # two runs fit side by side

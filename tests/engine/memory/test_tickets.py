@@ -64,6 +64,31 @@ def test_more_than_the_host_has_is_refused_without_waiting(tmp_path: Path) -> No
         pytest.fail("it was had")
 
 
+def test_a_ticket_that_is_given_back_while_it_is_counted_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder lets go between the look at its lock and that at its size."""
+    read = Path.read_text
+
+    def gone_by_then(path: Path, *arguments: str) -> str:
+        path.unlink(missing_ok=True)
+        return read(path, *arguments)
+
+    with host_ticket(700, total_mib=1000, directory=tmp_path):
+        monkeypatch.setattr(Path, "read_text", gone_by_then)
+        with host_ticket(500, total_mib=1000, directory=tmp_path, waiting=pytest.fail):
+            pass
+
+
+def test_all_runs_of_a_user_share_one_place_whatever_their_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with host_ticket(1):
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_the_host_keeps_a_reserve() -> None:
     import psutil
 

@@ -21,7 +21,7 @@ def shop(tmp_path: Path) -> Shop:
 def test_a_first_load_goes_in_commits_of_bounded_size_and_on_from_the_last(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(extraction.SLICE_ROWS, "raw", 4)
+    monkeypatch.setattr(extraction, "SLICE_ROWS", 4)
     shop.order(*[(key, key, 5) for key in range(10)])  # all at one moment: the border falls among ties
     report = shop.extract(60)
     assert (report.slices, report.rows_out) == (3, 10)
@@ -54,7 +54,7 @@ def test_a_lag_over_several_slices_goes_on_where_the_last_one_ended(
     shop.source["lag"] = "30m"
     shop.order(*[(key, key, key) for key in range(20)])
     shop.extract(25)
-    monkeypatch.setitem(extraction.SLICE_ROWS, "raw", 7)
+    monkeypatch.setattr(extraction, "SLICE_ROWS", 7)
     shop.order((100, 0, 3), (101, 0, 18), (102, 0, 26))
     report = shop.extract(30)
     assert report.slices == 4

@@ -110,7 +110,7 @@ def test_exports_of_many_columns_are_told_apart_by_key_and_cursor_too(tmp_path: 
 
 
 def test_a_large_file_is_committed_in_slices(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(extraction.SLICE_ROWS, "raw", 90_000)
+    monkeypatch.setattr(extraction, "SLICE_ROWS", 90_000)
     _write(shop, "a.csv", _orders(0, 300_000))
     report = shop.extract(FAR)
     assert 2 <= report.slices <= 4
@@ -169,7 +169,7 @@ def test_rows_of_a_changed_file_stay_until_a_slice_comes_to_it(shop: Shop, monke
     _write(shop, "a.csv", _orders(0, 5))
     _write(shop, "b.csv", _orders(5, 11))
     shop.extract(FAR)
-    monkeypatch.setitem(extraction.SLICE_ROWS, "raw", 3)
+    monkeypatch.setattr(extraction, "SLICE_ROWS", 3)
     _write(shop, "a.csv", _orders(0, 5, amount=2) + _orders(20, 21))
     _write(shop, "b.csv", _orders(5, 11, amount=2) + _orders(21, 22))
     first = shop.workspace.table("raw").ref().version
