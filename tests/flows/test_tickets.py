@@ -6,12 +6,15 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from flows import tickets
 from tests.shop import Shop
 
 pytestmark = [pytest.mark.timeout(280), pytest.mark.xdist_group("prefect")]
@@ -67,3 +70,29 @@ def test_more_than_the_limit_is_refused_at_once(tmp_path: Path, limit: str) -> N
         _, errors = run.communicate(timeout=100)
     assert run.returncode == 2
     assert "more than the 700 MiB of the limit memory-mib" in errors
+
+
+def test_who_loses_a_race_for_the_last_slots_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both found all of them free: the one that then waits cannot have known it before."""
+    held, said = [0], list[str]()
+
+    @contextlib.contextmanager
+    def other_was_first(*arguments: object, **options: object) -> Iterator[None]:
+        held[0] = 512
+        until = time.monotonic() + 20
+        while not said and time.monotonic() < until:
+            time.sleep(0.01)
+        yield
+
+    limit = lambda: SimpleNamespace(active=True, limit=700, active_slots=held[0])  # noqa: E731
+    monkeypatch.setattr(tickets, "_limit", limit)
+    monkeypatch.setattr(tickets, "concurrency", other_was_first)
+    settings = SimpleNamespace(api=SimpleNamespace(url="http://a-server"))
+    monkeypatch.setattr(tickets, "get_current_settings", lambda: settings)
+    with tickets.memory_ticket(512 * 2**20, waiting=said.append):
+        pass
+    assert said == ["512 MiB are needed, 512 of 700 MiB of memory-mib are held by other runs: going on when they end"]
+    monkeypatch.setattr(tickets, "concurrency", lambda *arguments, **options: contextlib.nullcontext())
+    with tickets.memory_ticket(512 * 2**20, waiting=said.append):
+        time.sleep(1.5)  # had at once: nothing to say, however long it is held
+    assert len(said) == 1

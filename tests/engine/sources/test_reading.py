@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -183,3 +184,12 @@ def test_what_is_left_at_the_limit_of_a_slice_still_says_how_far_its_file_was_re
         assert marks[-1]["left"] <= 0
         list(source.read(rest, schema=source.schema(), batch_bytes=64 * 1024))
         assert [file.name for file in source.ending().files] >= [file.name for file in whole.files] != []
+
+
+def test_under_pressure_the_next_batch_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the thread that reads ahead that waits: the one that writes goes on, and frees what waited."""
+    waited: list[str] = []
+    monkeypatch.setattr(Governor, "wait", lambda governor: waited.append(threading.current_thread().name))
+    result, _ = _read(_context(_source("sqlite", tmp_path), tmp_path, name="whole"))
+    assert len(waited) == result.batches > 1
+    assert set(waited) == {"headrace-reader"}

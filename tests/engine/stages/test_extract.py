@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from engine.errors import KeyConflict, QuarantineExceeded, SchemaChanged
+from engine.stage import run_stage
 from engine.stages import extract as extraction
 from engine.stages.extract import last_record
 from tests.shop import Shop, at
@@ -249,3 +252,15 @@ def test_a_key_that_does_not_identify_a_row_is_said_and_no_row_is_lost_in_silenc
     assert row["key"] == "1"
     assert "the key does not identify a row" in row["reason"]
     assert '"fraud": 0' in row["row"]
+
+
+def test_nothing_is_learned_of_a_task_under_a_profiler(shop: Shop) -> None:
+    """What the profiler takes itself would be counted as the task's own from then on."""
+    shop.order((1, 1, 1))
+    learned = shop.workspace.root / "memory"
+    context = dataclasses.replace(shop.context(5), launcher=lambda task: [sys.executable])
+    assert run_stage(extraction.ExtractStage("raw"), context).rows_out == 1
+    assert not learned.exists()
+    shop.order((2, 2, 6))
+    assert shop.extract(10).rows_out == 1
+    assert list(learned.iterdir())
