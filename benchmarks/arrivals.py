@@ -132,6 +132,7 @@ def _spec(home: Path, *, event_time: str, label: str) -> PipelineSpec:
             "event_time": event_time,
             "labels": {"key": FILE_KEY, "value": label, "labelled_at": READ_AT},
             "features": {"numeric": [label]},
+            "resources": {"memory": "512MiB"},
         }
     )
 

@@ -131,6 +131,7 @@ def _spec(
             "event_time": event_time,
             "labels": {"key": FILE_KEY, "value": columns[0], "labelled_at": READ_AT},
             "features": {"windows": windows},
+            "resources": {"memory": "512MiB"},
         }
     )
 
