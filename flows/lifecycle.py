@@ -34,7 +34,7 @@ _TABLES: tuple[tuple[str, Literal["raw", "labels"]], ...] = (("rows", "raw"), ("
 def continuous_training(parameters: LoopParameters) -> dict[str, Any]:
     """Extract, prepare, score with the champion in use, monitor, and train, validate and promote where that is due."""
     with open_session(parameters) as session:
-        session.require_fit("extract", "prepare", "score", "monitor", *_learning(session, parameters.retrain))
+        session.require_fit("extract", "prepare", *_used(session), *_learning(session, parameters.retrain))
         _extract(session)
         session.prepare()
         session.run(ScoreStage())
@@ -46,7 +46,7 @@ def continuous_training(parameters: LoopParameters) -> dict[str, Any]:
 def extract(parameters: ExtractParameters) -> dict[str, Any]:
     """Extract new rows and label records, or a stretch of them again; say so with an event where there are any."""
     with open_session(parameters) as session:
-        session.require_fit("extract")
+        session.require_fit(*(["extract"] if parameters.what != "labels" else []))
         _extract(session, what=parameters.what, since=parameters.since, until=parameters.until)
         return _finish(session)
 
@@ -55,11 +55,12 @@ def extract(parameters: ExtractParameters) -> dict[str, Any]:
 def replay(parameters: ReplayParameters) -> dict[str, Any]:
     """Read again what is in quarantine: what fits by now comes in, the rest stays there."""
     with open_session(parameters) as session:
-        session.require_fit("extract")
         only = None if parameters.what == "all" else parameters.what
         windows, lost = replay_windows(session.context.workspace, table=only)
         if lost:
             get_run_logger().warning("%s quarantined rows have no cursor: they cannot be found again", lost)
+        if any(window.table == "raw" for window in windows):
+            session.require_fit("extract")
         for window in windows:
             _extract(session, what=window.table, since=window.since, until=window.until)
         return _finish(session)
@@ -78,7 +79,7 @@ def train(parameters: LoopParameters) -> dict[str, Any]:
 def score(parameters: RunParameters) -> dict[str, Any]:
     """Extract and prepare new rows, and score them with the champion."""
     with open_session(parameters) as session:
-        session.require_fit("extract", "prepare", "score")
+        session.require_fit("extract", "prepare", *_used(session, "score"))
         _extract(session)
         session.prepare()
         session.run(ScoreStage())
@@ -89,7 +90,7 @@ def score(parameters: RunParameters) -> dict[str, Any]:
 def monitor(parameters: RunParameters) -> dict[str, Any]:
     """Measure what predictions were worth, and how far new rows have drifted."""
     with open_session(parameters) as session:
-        session.require_fit("prepare", "monitor")
+        session.require_fit("prepare", *_used(session, "monitor"))
         session.prepare()
         session.run(MonitorStage())
         return _finish(session)
@@ -102,6 +103,12 @@ def rollback(parameters: RollbackParameters) -> dict[str, Any]:
         version = previous_champion(session.context) if parameters.version is None else parameters.version
         session.run(PromoteStage(rollback_to=version, reason=parameters.reason))
         return _finish(session)
+
+
+def _used(session: Session, *stages: str) -> tuple[str, ...]:
+    """Return the stages that a champion is needed for, or those of them that are named, where there is one."""
+    champion = Ledger(session.context.workspace).champion()
+    return () if champion is None else stages or ("score", "monitor")
 
 
 def _learning(session: Session, retrain: str) -> tuple[str, ...]:

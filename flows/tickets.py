@@ -29,7 +29,7 @@ def memory_ticket(allowed_bytes: int, *, waiting: Callable[[str], None]) -> Iter
     Parameters
     ----------
     allowed_bytes
-        The run's budget.
+        The run's budget: of a server that answers, else of the host.
     waiting
         Told once, when it begins to wait.
 
@@ -58,8 +58,10 @@ def memory_ticket(allowed_bytes: int, *, waiting: Callable[[str], None]) -> Iter
 
 
 def _limit() -> GlobalConcurrencyLimitResponse | None:
-    """Return the server's limit as it is now, None where it has none."""
+    """Return the server's limit as it is now, None where it has none, or where there is no server."""
     with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            return None  # whatever needs the server says so itself
         try:
             return client.read_global_concurrency_limit_by_name(MEMORY_LIMIT)
         except ObjectNotFound:
@@ -68,7 +70,7 @@ def _limit() -> GlobalConcurrencyLimitResponse | None:
 
 def _say_waiting(size_mib: int, waiting: Callable[[str], None]) -> None:
     limit = _limit()
-    if limit is not None:
+    if limit is not None and limit.active_slots + size_mib > limit.limit:
         waiting(
             f"{size_mib} MiB are needed, {limit.active_slots} of {limit.limit} MiB of {MEMORY_LIMIT} are held by "
             "other runs: going on when they end"

@@ -334,7 +334,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run the command line; an error of our tree is one message and its exit code, never a traceback."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell starts what runs behind it
+            signal.signal(number, _interrupt)
     try:
         code = app(standalone_mode=False)  # a typer.Exit comes back as its code
     except HeadraceError as error:

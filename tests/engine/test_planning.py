@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from engine.batching import Workspace
 from engine.batching.runs import last_reports
 from engine.errors import PlanRefused
+from engine.features import footprints
 from engine.features.footprints import label_rows_per_commit, project_labels
 from engine.memory.budget import Budget
 from engine.planning import plan, require_fit
@@ -140,3 +142,43 @@ def test_the_page_on_memory_explains_every_term(tmp_path: Path, world: World) ->
     terms = {term for context in contexts for stage in plan(context)["stages"] for term in stage["terms"]}
     assert len(terms) > 20
     assert terms <= explained, terms - explained
+
+
+def test_rows_are_sorted_in_pieces_that_fit_and_no_plan_refuses_what_they_would_take(tmp_path: Path) -> None:
+    context = Shop(tmp_path).open().context(10)
+    for allowed in (128, 192, 320, 512, 1024):
+        budget = Budget(allowed * MIB, disk_bytes=2**40)
+        sized = dataclasses.replace(context, budget=budget)
+        [sort] = [one for one in plan(sized)["stages"] if one["stage"] == "prepare.sort"]
+        assert sort["fits"], sort["error"]
+        assert sort["rows"] > 10_000
+
+
+def test_a_training_is_planned_for_the_rows_of_its_span(march: tuple[World, dict[str, StageReport]]) -> None:
+    world = march[0]
+    history = world.spec.split.model_copy(update={"history": timedelta(days=30)})
+    whole, part = (
+        next(one for one in plan(context)["stages"] if one["stage"] == "train.fit")["rows"]
+        for context in (
+            world.context(MARCH),
+            dataclasses.replace(world.context(MARCH), spec=world.spec.model_copy(update={"split": history})),
+        )
+    )
+    assert 0 < part < whole < world.workspace.table("raw").rows()
+
+
+def test_commits_of_labels_that_are_there_are_planned_as_they_are(
+    prepared_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A feature set that is new, under a smaller budget than they were extracted with, reads them from the first on."""
+    monkeypatch.setattr(footprints, "_LEAST_LABELS", 1_000)
+    world = prepared_world
+    features = world.spec.features.model_copy(update={"numeric": ("distance",)})
+    context = dataclasses.replace(
+        world.context(FEBRUARY),
+        spec=world.spec.model_copy(update={"features": features}),
+        budget=Budget(70 * MIB, disk_bytes=2**40),
+    )
+    [labels] = [one for one in plan(context)["stages"] if one["stage"] == "prepare.labels"]
+    assert label_rows_per_commit(context) == 1_000 < labels["rows"] == world.workspace.table("labels").rows()
+    assert not labels["fits"]

@@ -92,7 +92,29 @@ def test_who_loses_a_race_for_the_last_slots_says_that_it_waits(monkeypatch: pyt
     with tickets.memory_ticket(512 * 2**20, waiting=said.append):
         pass
     assert said == ["512 MiB are needed, 512 of 700 MiB of memory-mib are held by other runs: going on when they end"]
-    monkeypatch.setattr(tickets, "concurrency", lambda *arguments, **options: contextlib.nullcontext())
+
+    @contextlib.contextmanager
+    def slowly(*arguments: object, **options: object) -> Iterator[None]:
+        held[0] = 0
+        time.sleep(1.5)  # as a server under load: nobody else holds anything
+        yield
+
+    monkeypatch.setattr(tickets, "concurrency", slowly)
     with tickets.memory_ticket(512 * 2**20, waiting=said.append):
-        time.sleep(1.5)  # had at once: nothing to say, however long it is held
+        pass
     assert len(said) == 1
+
+
+def test_without_a_server_that_answers_the_hosts_ticket_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    held: list[int] = []
+
+    @contextlib.contextmanager
+    def host_ticket(size_mib: int, **options: object) -> Iterator[None]:
+        held.append(size_mib)
+        yield
+
+    monkeypatch.setattr(tickets, "host_ticket", host_ticket)
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), tickets.memory_ticket(2**29, waiting=print):
+        assert held == [512]

@@ -37,7 +37,8 @@ _UNRETURNED_BYTES = 12 * 2**20  # freed by Polars and not given back yet
 _ENGINE_BYTES = 28 * 2**20  # of Polars' streaming engine
 _TRANSFORM_BYTES = 16 * 2**20
 _PAGE_BYTES = 2**18  # of each column
-_SPAN_SHARE = 0.6  # of what is free, for one span while it is gathered
+_SPAN_SHARE = 0.6  # of what is free, for one span while it is sorted
+_BESIDE_SHARE = 0.9  # of what is free beside all else that is held then: little, where budgets are small
 _WINDOWED_SHARE = 0.9  # of what is free beside the rows, for the spans in flight
 _MOST_SPAN_ROWS = 1_000_000
 _LEAST_SPAN_ROWS = 64  # with fewer, a plan of spans would be larger than what it saves: such a slice is divided
@@ -66,7 +67,9 @@ def raw_row_bytes(context: StageContext, *, through_n: int) -> float:
 def rows_per_span(context: StageContext, row_bytes: float) -> int:
     """Return how many rows, of ``row_bytes`` in memory each, a span without windows may hold while it is sorted."""
     free = context.budget.allowed_bytes - _reserved(context)
-    return max(1, min(_MOST_SPAN_ROWS, int(free * _SPAN_SHARE / _sorted_row_bytes(context, row_bytes))))
+    beside = context.budget.allowed_bytes - project_sort(context, 0, row_bytes).projected_bytes
+    held = min(free * _SPAN_SHARE, beside * _BESIDE_SHARE)
+    return max(1, min(_MOST_SPAN_ROWS, int(held / _sorted_row_bytes(context, row_bytes))))
 
 
 def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:

@@ -35,8 +35,8 @@ def measure_self() -> Measure:
 
 def end_tree(pid: int, *, itself: bool = True) -> None:
     """Kill a process, or not itself, and its descendants, whatever session they are in."""
-    for one in reversed(_tree(pid)[0 if itself else 1 :]):
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
+    for one in _tree(pid)[0 if itself else 1 :]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has just ended, or became another user's
             os.kill(one, signal.SIGKILL)
 
 

@@ -61,8 +61,14 @@ class Projection:
         return name, size
 
     def smallest_budget_bytes(self, budget: Budget) -> int:
-        """Return a budget in whole MiB that would do, where ``budget`` does not: it has batches of its own size."""
+        """Return a budget in whole MiB that would do, where ``budget`` does not.
+
+        It has batches of its own size where rows are held; where all is batches, the smallest ones.
+        """
         growing, found = self._batch_terms, 0
+        if not self.row_term:
+            least = self.projected_bytes - growing + -(-growing * LEAST_BATCH // budget.batch_bytes)
+            return -(-least // _MIB) * _MIB
         needed = self.projected_bytes
         while needed > found:
             found = -(-needed // _MIB) * _MIB

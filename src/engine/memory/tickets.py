@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
-from engine.errors import PlanRefused
+from engine.errors import PlanRefused, WorkspaceError
 from engine.memory.host import host_memory_bytes
 from engine.units import format_bytes
 
@@ -74,10 +74,14 @@ def host_ticket(
     ------
     PlanRefused
         It is more than the host has in all: no waiting would help.
+    WorkspaceError
+        The directory is another user's.
     """
     total = tickets_mib() if total_mib is None else total_mib
     place = directory or _run_directory()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if place.stat().st_uid != os.getuid():
+        raise WorkspaceError(f"{place} is another user's: it is for this user's tickets", hint="have it removed")
     require_memory(size_mib, total_mib=total)
     path = place / f"{os.getpid()}-{uuid4().hex[:8]}.ticket"
     told = False

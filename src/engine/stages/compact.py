@@ -38,6 +38,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES, most_chunk_rows
 from engine.batching.merging import Merge, MergeLimits, find_merges, merged_prefix, spans_a_pin
 from engine.batching.streams import uneven_terms
 from engine.errors import TableError
+from engine.features.footprints import label_rows_per_commit
 from engine.layout import chunk_writer, feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -61,9 +62,13 @@ _WRITERS = {
 COMPACTED = tuple(_WRITERS)
 """The tables that are compacted."""
 
-_LIMITS = {"labels": MergeLimits(most_rows=250_000)}  # prepare holds a slice of labels at once
 _MOST_CHUNKS = 1_024  # of one commit
 _COPIES = 3  # of a batch: as read, with the merged chunk's types, waiting to be written
+
+
+def _limits(table: str, context: StageContext) -> MergeLimits:
+    """Return how large merged chunks become: of labels no larger than prepare can hold at once."""
+    return MergeLimits(most_rows=label_rows_per_commit(context)) if table == "labels" else MergeLimits()
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class CompactStage:
         if len(chunks) <= self.least or _is_written(context.workspace, self.table):
             return None
         pins = _pins(context.workspace, self.table)
-        limits, schema = _LIMITS.get(self.table, MergeLimits()), self.primary(context).schema()
+        limits, schema = _limits(self.table, context), self.primary(context).schema()
         if schema is not None:
             limits = dataclasses.replace(limits, most_rows=min(limits.most_rows, most_chunk_rows(schema)))
         found = find_merges(chunks, pins=pins, limits=limits)

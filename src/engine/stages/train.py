@@ -25,7 +25,7 @@ from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.training.due import cutoff
-from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate
+from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate, span_rows
 from engine.units import format_time
 
 _CACHE = "the training cache"
@@ -102,7 +102,6 @@ class TrainStage:
             "trained_until": plan.bounds["split"]["cutoff"],
             "split": plan.bounds["split"],
             "learner": context.spec.learner.kind,
-            "labels_n": context.workspace.table("labels").transaction("extract:labels"),
             "raw_rows": context.workspace.table("raw").rows(),
             "label_rows": context.workspace.table("labels").rows(),
             "learner_hash": learner_hash(context.spec),
@@ -144,8 +143,8 @@ def _most_cache_bytes(context: StageContext) -> int:
 
 def forecast(context: StageContext) -> list[Forecast]:
     """Return what making the training cache and fitting take, with the sampling rate that the budget buys."""
-    prepared = prepared_table(context.workspace, context.spec.feature_set)
-    rows = prepared.rows()
+    split = Split.of(context.spec, cutoff(context))
+    rows = span_rows(context.workspace, context.spec.feature_set, split.train_from, split.train_until)
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
     rate = sampling_rate(

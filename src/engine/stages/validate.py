@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult
 from engine.registry import ModelRegistry
 from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
+from engine.training.footprints import span_rows
 from engine.units import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def forecast(context: StageContext) -> list[Forecast]:
     chunks = prepared_table(workspace, spec.feature_set).chunks()
     newest = max((chunk.maximum[EVENT_TIME] for chunk in chunks), default=None)
     high = context.as_of if newest is None else min(context.as_of, newest)
-    rows = _rows_between(workspace, spec.feature_set, high - spec.split.validation, high)
+    rows = span_rows(workspace, spec.feature_set, high - spec.split.validation, high) + 1
     return [Forecast(_project(context, rows, models_bytes=2 * UNKNOWN_LOADED_BYTES), rows)]
 
 
@@ -161,19 +161,7 @@ def _model(entry: Entry) -> dict[str, Any]:
 def _expected_rows(workspace: Workspace, candidate: Entry) -> int:
     low = parse_time(candidate.details["split"]["validate_from"])
     high = parse_time(candidate.details["split"]["cutoff"])
-    return _rows_between(workspace, candidate.details["feature_set"], low, high)
-
-
-def _rows_between(workspace: Workspace, feature_set: str, low: datetime, high: datetime) -> int:
-    """Return about how many prepared rows lie in a span of event time, from the log's statistics."""
-    chunks = prepared_table(workspace, feature_set).chunks()
-    rows = 0.0
-    for chunk in chunks:
-        start, end = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
-        inside = (min(end, high) - max(start, low)).total_seconds()
-        length = max(1.0, (end - start).total_seconds())
-        rows += chunk.rows * max(0.0, min(1.0, inside / length))
-    return int(rows) + 1
+    return span_rows(workspace, candidate.details["feature_set"], low, high) + 1
 
 
 def run(task: Task, scope: Scope) -> TaskResult:

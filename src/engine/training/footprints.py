@@ -5,11 +5,14 @@ What each learner takes it says itself (``learning/learners/``); what learned ro
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from engine.batching import Workspace
 from engine.batching.streams import uneven_terms
 from engine.errors import PlanRefused
 from engine.features.encoders import COUNTED_CATEGORY_BYTES, MOST_CATEGORIES
 from engine.features.labelled import labelled_terms
-from engine.layout import largest_row_bytes, prepared_app
+from engine.layout import EVENT_TIME, largest_row_bytes, prepared_app, prepared_table
 from engine.learning.learners import learner
 from engine.learning.sampling import sampling_rate_for
 from engine.memory.budget import BUDGET_BATCHES, Budget
@@ -66,6 +69,17 @@ def sampling_rate(
                 "terms": {**terms, "rows": int(error.details["projected_bytes"])},
             },
         ) from None
+
+
+def span_rows(workspace: Workspace, feature_set: str, low: datetime | None, high: datetime) -> int:
+    """Return about how many prepared rows lie in a span of event time, from the log's statistics."""
+    rows = 0.0
+    for chunk in prepared_table(workspace, feature_set).chunks():
+        start, end = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
+        inside = (min(end, high) - (start if low is None else max(start, low))).total_seconds()
+        length = max(1.0, (end - start).total_seconds())
+        rows += chunk.rows * max(0.0, min(1.0, inside / length))
+    return int(rows)
 
 
 def fit_bytes(context: StageContext) -> int:

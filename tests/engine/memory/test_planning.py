@@ -39,13 +39,29 @@ def test_a_refusal_names_the_worst_term_and_the_smallest_budget_that_would_do() 
     projection.check(Budget(details["smallest_budget_bytes"]))
 
 
-def test_the_budget_that_a_refusal_names_has_room_for_its_own_batches() -> None:
-    projection = Projection("extract", 101 * MIB, {"page of each column": 307 * MIB, "batches": 13 * 4 * MIB})
+def test_the_budget_that_a_refusal_names_has_room_for_the_least_batch_and_no_smaller_one_does() -> None:
+    def project(budget: Budget) -> Projection:
+        return Projection("extract", 101 * MIB, {"page of each column": 307 * MIB, "batches": 13 * budget.batch_bytes})
+
     with pytest.raises(PlanRefused) as caught:
-        projection.check(Budget(256 * MIB))
+        project(Budget(256 * MIB)).check(Budget(256 * MIB))
+    named = int(caught.value.details["smallest_budget_bytes"])
+    for allowed, fits in ((named, True), (named - MIB, False)):
+        budget = project(Budget(allowed)).fitting(Budget(allowed))
+        assert budget.batch_bytes >= 64 * 1024
+        assert (project(budget).projected_bytes <= allowed) == fits
+
+
+def test_where_rows_are_held_the_budget_that_a_refusal_names_has_room_for_its_own_batches() -> None:
+    def project(budget: Budget) -> Projection:
+        terms = {"span": 307 * MIB, "batches": 13 * budget.batch_bytes}
+        return Projection("prepare", 101 * MIB, terms, rows=11, row_term="span")
+
+    with pytest.raises(PlanRefused) as caught:
+        project(Budget(256 * MIB)).check(Budget(256 * MIB))
     named = Budget(caught.value.details["smallest_budget_bytes"])
-    assert named.batch_bytes > Budget(256 * MIB).batch_bytes
-    Projection("extract", 101 * MIB, {"page of each column": 307 * MIB, "batches": 13 * named.batch_bytes}).check(named)
+    assert project(named).fitting(named) == named
+    project(named).check(named)
 
 
 @pytest.mark.parametrize(("allowed", "batch"), [(512 * MIB, 8 * MIB), (MIB, 64 * 1024), (2**40, 8 * MIB)])
