@@ -34,7 +34,9 @@ _TABLES: tuple[tuple[str, Literal["raw", "labels"]], ...] = (("rows", "raw"), ("
 def continuous_training(parameters: LoopParameters) -> dict[str, Any]:
     """Extract, prepare, score with the champion in use, monitor, and train, validate and promote where that is due."""
     with open_session(parameters) as session:
-        session.require_fit("extract", "prepare", *_used(session), *_learning(session, parameters.retrain))
+        session.require_fit(
+            "extract", "prepare", *_with_champion(session, "score", "monitor"), *_learning(session, parameters.retrain)
+        )
         _extract(session)
         session.prepare()
         session.run(ScoreStage())
@@ -79,7 +81,7 @@ def train(parameters: LoopParameters) -> dict[str, Any]:
 def score(parameters: RunParameters) -> dict[str, Any]:
     """Extract and prepare new rows, and score them with the champion."""
     with open_session(parameters) as session:
-        session.require_fit("extract", "prepare", *_used(session, "score"))
+        session.require_fit("extract", "prepare", *_with_champion(session, "score"))
         _extract(session)
         session.prepare()
         session.run(ScoreStage())
@@ -90,7 +92,7 @@ def score(parameters: RunParameters) -> dict[str, Any]:
 def monitor(parameters: RunParameters) -> dict[str, Any]:
     """Measure what predictions were worth, and how far new rows have drifted."""
     with open_session(parameters) as session:
-        session.require_fit("prepare", *_used(session, "monitor"))
+        session.require_fit("prepare", *_with_champion(session, "monitor"))
         session.prepare()
         session.run(MonitorStage())
         return _finish(session)
@@ -105,10 +107,9 @@ def rollback(parameters: RollbackParameters) -> dict[str, Any]:
         return _finish(session)
 
 
-def _used(session: Session, *stages: str) -> tuple[str, ...]:
-    """Return the stages that a champion is needed for, or those of them that are named, where there is one."""
-    champion = Ledger(session.context.workspace).champion()
-    return () if champion is None else stages or ("score", "monitor")
+def _with_champion(session: Session, *stages: str) -> tuple[str, ...]:
+    """Return the stages where there is a champion; without one they have nothing to do."""
+    return () if Ledger(session.context.workspace).champion() is None else stages
 
 
 def _learning(session: Session, retrain: str) -> tuple[str, ...]:

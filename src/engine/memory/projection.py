@@ -113,6 +113,8 @@ class Projection:
         name, size = self.worst_term
         smallest, batch = self.smallest_budget_bytes(budget), self.largest_batch_bytes(budget)
         smaller = f"; with batches of {format_bytes(batch)} it would fit" if batch else "; no smaller batch would fit"
+        if self.row_term:  # its batches are as they are
+            smaller = ""
         raise PlanRefused(
             f"{self.stage}: projected {format_bytes(self.projected_bytes)} is over the "
             f"{format_bytes(budget.allowed_bytes)} allowed (reserved {format_bytes(self.reserved_bytes)}); "
