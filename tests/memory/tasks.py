@@ -13,6 +13,8 @@ from engine.errors import LearningError
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult
 
+_HELD = "[b'\\x01' * 2**24 for _ in range({steps})]"  # in steps: a host may refuse what is asked of it at once
+
 
 def allocate(task: Task, scope: Scope) -> TaskResult:
     held = []
@@ -23,7 +25,7 @@ def allocate(task: Task, scope: Scope) -> TaskResult:
 
 
 def allocate_in_grandchild(task: Task, scope: Scope) -> TaskResult:
-    code = f"import time; held = b'\\x01' * ({task.inputs['mib']} * 2**20); time.sleep(2)"
+    code = f"import time; held = {_HELD.format(steps=task.inputs['mib'] // 16)}; time.sleep(2)"
     subprocess.run([sys.executable, "-c", code], check=False)
     time.sleep(60)  # if it is killed, so is this
     return TaskResult(task=task.name, outputs={})
@@ -35,8 +37,8 @@ def environment(task: Task, scope: Scope) -> TaskResult:
 
 def allocate_in_orphan(task: Task, scope: Scope) -> TaskResult:
     """Hold memory in a process of another session whose own parent has gone."""
-    says, size = task.inputs["says"], task.inputs["mib"] * 2**20
-    code = f"import os, time; print(os.getpid(), file=open({says!r}, 'w')); held = b'\\x01' * {size}; time.sleep(60)"
+    says, held = task.inputs["says"], _HELD.format(steps=task.inputs["mib"] // 16)
+    code = f"import os, time; print(os.getpid(), file=open({says!r}, 'w')); held = {held}; time.sleep(60)"
     command = [sys.executable, "-c", code]
     between = f"import subprocess; subprocess.Popen({command!r}, start_new_session=True)"
     subprocess.run([sys.executable, "-c", between], check=True)
