@@ -74,10 +74,14 @@ def test_a_ticket_that_is_given_back_while_it_is_counted_counts_nothing(
         path.unlink(missing_ok=True)
         return read(path, *arguments)
 
+    said: list[str] = []
     with host_ticket(700, total_mib=1000, directory=tmp_path):
+        [given_back] = tmp_path.glob("*.ticket")
         monkeypatch.setattr(Path, "read_text", gone_by_then)
-        with host_ticket(500, total_mib=1000, directory=tmp_path, waiting=pytest.fail):
-            pass
+        with host_ticket(500, total_mib=1000, directory=tmp_path, waiting=said.append):
+            [mine] = tmp_path.glob("*.ticket")
+    assert mine != given_back
+    assert said == []
 
 
 def test_all_runs_of_a_user_share_one_place_whatever_their_environment(
