@@ -182,7 +182,10 @@ class Divisible(Protocol):
     """A stage whose slices hold rows at once, and can be made smaller when they turn out not to fit."""
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
-        """Return the bounds of a smaller slice in the place of one that did not fit, or None where there is none."""
+        """Return the bounds of a smaller slice in the place of one that did not fit, or None where there is none.
+
+        What was written before a stop, its task's last ``checkpoint`` says, among the details of the error.
+        """
         ...
 
 
@@ -248,6 +251,7 @@ def _run_divided(stage: Stage, context: StageContext, plan: Plan, *, execute: Ex
             return _run_slice(stage, context, plan, execute=execute)
         except (MemoryBudgetExceeded, PlanRefused) as error:
             bounds = stage.smaller(context, plan, error) if left and isinstance(stage, Divisible) else None
+            error.details.pop("checkpoint", None)  # file names: of use to nobody else
             if bounds is None:
                 raise
             written = {"as_of": format_time(plan.as_of), "bounds": dict(bounds)}

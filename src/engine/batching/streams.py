@@ -30,6 +30,7 @@ def read_batches(
     batch_bytes: int | Callable[[], int] = 8 * 2**20,
     schema: pa.Schema | None = None,
     span: tuple[str, datetime | None, datetime | None] | None = None,
+    after_rows: int = 0,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of Parquet files in order, in batches of bounded size.
 
@@ -45,16 +46,23 @@ def read_batches(
         Types of ``columns``; needed only where a file may lack one.
     span
         ``(column, low, high)``: only rows with ``low <= column < high``; None is unbounded.
+    after_rows
+        So many of these rows are passed over: a reader that was stopped goes on behind them.
 
     Raises
     ------
     TableError
         A file is missing, cut short, or fails its page checksums; names it.
     """
+    passed = 0
     for path in paths:
         limit = batch_bytes() if callable(batch_bytes) else batch_bytes
         with _named(path):
-            yield from _read_one(path, columns=columns, batch_bytes=limit, schema=schema, span=span)
+            for batch in _read_one(path, columns=columns, batch_bytes=limit, schema=schema, span=span):
+                left = batch.slice(min(batch.num_rows, max(0, after_rows - passed)))
+                passed += batch.num_rows
+                if left.num_rows:
+                    yield left
 
 
 @contextlib.contextmanager

@@ -64,27 +64,32 @@ def run_stream(task: Task, scope: Scope) -> TaskResult:
     head = _head(raw, schema, spec, spans=task.inputs["spans"])
     if head is not None:
         transform.check(head)
-    prefix = chunk_prefix(int(task.inputs["n"]), "stream")
+    prefix, spans = chunk_prefix(int(task.inputs["n"]), "stream"), task.inputs["spans"]
+    begun = scope.resume or {"first": 0, "chunks": [], "unordered": []}
 
     def one(number: int) -> ChunkRef | str:
-        low, high, rows = task.inputs["spans"][number]
+        low, high, rows = spans[number]
         span = (time_of(low), time_of(high), rows)
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, *span[:2])]
         return _stream(mine, schema, task, transform, spec, span, prepared.path / f"{prefix}-{number:04d}.parquet")
 
-    chunks: list[ChunkRef] = []
-    left: list[list[int]] = []
-    total = sum(rows for _, _, rows in task.inputs["spans"])
+    chunks = [ChunkRef.from_json(value) for value in begun["chunks"]]
+    left: list[list[int]] = list(begun["unordered"])
+    total = sum(rows for _, _, rows in spans)
+    numbers = range(int(begun["first"]), len(spans))
     # Two at a time: while one begins or reaches the disk, the other keeps the processors busy.
     with ThreadPoolExecutor(min(_AT_ONCE, scope.budget.threads)) as pool:
-        for span, found in zip(task.inputs["spans"], pool.map(one, range(len(task.inputs["spans"]))), strict=True):
+        for number, found in zip(numbers, pool.map(one, numbers), strict=True):
             if isinstance(found, str):
                 scope.emit(events.Note(scope.stage, scope.task, found))
-                left.append(span)
+                left.append(spans[number])
                 continue
             chunks.append(found)
             scope.emit(events.ChunkWritten(scope.stage, scope.task, found.path, found.rows, found.bytes))
             scope.progress(sum(chunk.rows for chunk in chunks), total, "rows")
+            written = [to_json(ref) for ref in chunks]
+            rest = [*left, *spans[number + 1 :]]
+            scope.checkpoint({"first": number + 1, "chunks": written, "unordered": left, "left": rest})
     rows_out = sum(ref.rows for ref in chunks)
     return TaskResult(
         task=task.name,
@@ -104,7 +109,8 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
     schema, raw = raw_chunks(context, task)
     total, rows_in, batches = sum(rows for _, _, rows in task.inputs["spans"]), 0, 0
     chunks: list[ChunkRef] = []
-    for number, (low, high, _) in enumerate(task.inputs["spans"]):
+    for number, (low, high, of_span_rows) in enumerate(task.inputs["spans"]):
+        before = rows_in
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
         most = int(task.inputs["piece_rows"])
         most_bytes = most * float(task.inputs["row_bytes"])
@@ -121,7 +127,8 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
                 scope.governor.wait()
                 out = prepared_rows(transform(piece), spec)
                 if writer is None:
-                    prefix = chunk_prefix(int(task.inputs["n"]), f"sort.{number:04d}.{part:04d}")
+                    name = f"sort.{int(task.inputs['first']) + number:04d}.{part:04d}"
+                    prefix = chunk_prefix(int(task.inputs["n"]), name)
                     writer = chunk_writer(spec, prepared, prefix=prefix, schema=out.schema)
                     writer.__enter__()
                 for batch in out.to_batches():
@@ -132,6 +139,14 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
                 writer.__exit__(None, None, None)
                 chunks += writer.chunks
             scope.progress(rows_in, max(total, rows_in), "rows")
+            of_span = [[end, high, max(0, of_span_rows - rows_in + before)]] if end < high else []
+            scope.checkpoint(
+                {
+                    "first": int(task.inputs["first"]) + number + 1,
+                    "chunks": [to_json(ref) for ref in chunks],
+                    "left": [*of_span, *task.inputs["spans"][number + 1 :]],
+                }
+            )
     return TaskResult(
         task=task.name,
         outputs={"chunks": [to_json(ref) for ref in chunks], "left": []},

@@ -73,6 +73,7 @@ class _Spans:
         spec, workspace = context.spec, context.workspace
         self._scope, self._spec, self._n = scope, spec, int(task.inputs["n"])
         self._spans: Sequence[Sequence[int]] = task.inputs["spans"]
+        self._first = int(task.inputs["first"])
         self._transform = load_transform(spec.features.transform, directory=context.directory)
         self._schema, self._raw = raw_chunks(context, task)
         self._readers = _readers(
@@ -102,12 +103,12 @@ class _Spans:
                     reading = ahead.submit(self._gather, number + 1)
                 out = self._search(number, gathered)
                 del gathered
+                self._written(number, writing)
+                writing = behind.submit(self._write, number, out)
                 if out is not None:
-                    self._chunks += writing.result()
-                    writing = behind.submit(self._write, number, out)
                     self._say_progress(out.num_rows)
                     self._scope.governor.step_done()
-            self._chunks += writing.result()
+            self._written(len(self._spans), writing)
             for synced in self._syncing:
                 synced.result()
         return TaskResult(
@@ -116,6 +117,25 @@ class _Spans:
             rows_in=self._rows_in,
             rows_out=sum(ref.rows for ref in self._chunks),
             batches=self._batches,
+        )
+
+    def _written(self, number: int, writing: Future[list[ChunkRef]]) -> None:
+        """Take over the chunks of the spans before one, and say that another try may begin with it.
+
+        Not where their segments are still on their way to the disk: to wait for it would cost more than it may save.
+        """
+        chunks = writing.result()
+        self._chunks += chunks
+        if not chunks or not all(synced.done() for synced in self._syncing[:number]):
+            return
+        written = {name: refs for name, refs in self._segments.items() if name != self._prefix(number)}
+        self._scope.checkpoint(
+            {
+                "first": self._first + number,
+                "left": self._spans[number:],
+                "chunks": [to_json(ref) for ref in self._chunks],
+                "segments": written,
+            }
         )
 
     def _gather(self, number: int) -> _Gathered:
@@ -130,7 +150,7 @@ class _Spans:
             plans=self._plans,
             time=spec.event_time,
             root=self._root,
-            prefix=f"{spec.feature_set}/events-{self._n:08d}-{number:04d}",
+            prefix=f"{spec.feature_set}/events-{self._n:08d}-{self._first + number:04d}",
             readers={keys: reader for (over, keys), reader in self._readers.items() if over == "events"},
         )
         self._syncing.append(self._disk.submit(sync_files, [self._root / ref.path for ref in built.refs]))
@@ -170,7 +190,10 @@ class _Spans:
             threads if number + 1 == len(self._spans) else search_threads(threads),
         )
 
-    def _write(self, number: int, rows: pa.Table) -> list[ChunkRef]:
+    def _write(self, number: int, rows: pa.Table | None) -> list[ChunkRef]:
+        if rows is None:
+            return []
+
         def on_chunk(ref: ChunkRef) -> None:
             self._scope.emit(events.ChunkWritten(self._scope.stage, self._scope.task, ref.path, ref.rows, ref.bytes))
 
@@ -182,7 +205,7 @@ class _Spans:
         return writer.chunks
 
     def _prefix(self, number: int) -> str:
-        return chunk_prefix(self._n, f"rows.{number:04d}")
+        return chunk_prefix(self._n, f"rows.{self._first + number:04d}")
 
     def _say_progress(self, rows: int) -> None:
         self._done += rows

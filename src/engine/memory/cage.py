@@ -310,6 +310,7 @@ class _Child:
                 "place": self._place,
                 "enforced_by": enforced_by,
                 "timeline": self._timeline,
+                "checkpoint": self.checkpoint,
             },
         )
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.batching import Table
+from engine.errors import HeadraceError
 from engine.features.footprints import project_labels
 from engine.features.label_slices import label_chunks
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_table
@@ -50,9 +51,9 @@ def tasks(
     return ((task, project_labels(context, rows)),)
 
 
-def smaller(plan: Plan) -> Mapping[str, Any] | None:
+def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
     """Return nothing: labels come by commits."""
-    del plan
+    del plan, error
     return None
 
 

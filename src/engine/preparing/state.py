@@ -5,7 +5,7 @@ prepared rows are published.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -47,6 +47,31 @@ class State:
         return {**self.record, "largest_row_bytes": largest}
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What tries of a slice had written that were stopped at the budget: the next one, of smaller parts, does the rest.
+
+    Tasks say it in their checkpoints, of their own part, with ``left``: the spans that are not written.
+    """
+
+    first: int = 0  # number of the next span: file names have it
+    chunks: Sequence[Mapping[str, Any]] = ()  # as JSON
+    segments: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # as JSON, by their span's name
+
+    @classmethod
+    def of(cls, bounds: Mapping[str, Any]) -> Begun:
+        """Return what the bounds of a plan say of it."""
+        return cls(**bounds["begun"]) if "begun" in bounds else cls()
+
+    def followed_by(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Return it with what one more try had written, as ``of`` takes it."""
+        return {
+            "first": checkpoint["first"],
+            "chunks": [*self.chunks, *checkpoint["chunks"]],
+            "segments": {**self.segments, **checkpoint.get("segments", {})},
+        }
+
+
 def replaced(live: Live, low: int, high: int) -> list[str]:
     """Return the chunks that hold rows of a span."""
     return [name for span, names in live if span.overlaps(low, high) for name in names]
@@ -61,18 +86,20 @@ def finish_rows(
     event_segments: Mapping[str, Any],
 ) -> Outcome:
     """Return what to record of prepared rows, and how to publish them in the place of those that they replace."""
-    chunks = [ChunkRef.from_json(value) for result in results for value in result.outputs["chunks"]]
+    begun = Begun.of(plan.bounds)
+    values = [*begun.chunks, *(value for result in results for value in result.outputs["chunks"])]
+    chunks = [ChunkRef.from_json(value) for value in values]
     todo = plan.bounds["todo"]
     record = {
         **state.with_largest_row(chunks),
         "todo": todo,
         "raw_n": plan.bounds["raw_n"],
-        "event_segments": event_segments,
+        "event_segments": {**begun.segments, **event_segments},
         "label_segments": [],
     }
     rows = sum(chunk.rows for chunk in chunks)
     outputs = {"rows": rows, "kind": "rows", "span": plan.bounds["span"], "spans_left": len(todo)}
-    return Outcome(outputs=outputs, record=record, publish=_publishing(context, plan, chunks))
+    return Outcome(outputs=outputs, record=record, publish=_publishing(context, plan, chunks), rows_out=rows)
 
 
 def _publishing(context: StageContext, plan: Plan, chunks: Sequence[ChunkRef]) -> Callable[[], None]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.batching import Table
+from engine.errors import HeadraceError
 from engine.features.footprints import project_sort, project_stream, raw_row_bytes, rows_per_span
 from engine.features.spans import Span
 from engine.layout import EVENT_TIME
 from engine.memory.projection import Projection
-from engine.preparing.state import Live, State, finish_rows, micros, replaced
+from engine.preparing.state import Begun, Live, State, finish_rows, micros, replaced
 from engine.refs import Task, TaskResult
 from engine.spec import PipelineSpec
 from engine.stage import Outcome, Plan, StageContext
@@ -76,7 +77,7 @@ def tasks(
     """Return the task that streams spans in order, then the one that sorts what is left."""
     feature_set, bounds = context.spec.feature_set, plan.bounds
     inputs = {
-        **bounds,
+        **{name: bounds[name] for name in ("spans", "raw_n", "row_bytes")},
         "n": plan.n,
         "spec": feature_set,
         "code": context.spec_hash(),
@@ -87,20 +88,29 @@ def tasks(
         rows = sum(rows for _, _, rows in bounds["spans"])
         return ((task, project_stream(context, rows, float(bounds["row_bytes"]))),)
     left = done[0][0].outputs["left"] if bounds["in_order"] else bounds["spans"]
+    left = bounds.get("left", left)
     if not left or len(done) == (2 if bounds["in_order"] else 1):
         return ()
-    task = Task(
-        stage, f"{feature_set}.sort.{plan.n}", "engine.features.row_streams:run_sort", {**inputs, "spans": left}
-    )
+    inputs |= {"spans": left, "piece_rows": bounds["piece_rows"], "first": Begun.of(bounds).first}
+    task = Task(stage, f"{feature_set}.sort.{plan.n}", "engine.features.row_streams:run_sort", inputs)
     row_bytes = raw_row_bytes(context, through_n=int(bounds["raw_n"]))
     return ((task, project_sort(context, int(bounds["piece_rows"]), row_bytes)),)
 
 
-def smaller(plan: Plan) -> Mapping[str, Any] | None:
-    """Return the slice sorted instead of streamed, then in pieces half as large."""
-    if plan.bounds["in_order"]:
-        return {**plan.bounds, "in_order": False}
-    return {**plan.bounds, "piece_rows": max(1, int(plan.bounds["piece_rows"]) // 2)}
+def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+    """Return the slice sorted instead of streamed, then in pieces half as large; what was written aside."""
+    bounds, written = dict(plan.bounds), error.details.get("checkpoint")
+    if written:
+        bounds |= {"left": written["left"], "begun": Begun.of(bounds).followed_by(written)}
+    if bounds["in_order"] and not _is_of_sort(error):
+        return {**bounds, "in_order": False}
+    return {**bounds, "piece_rows": max(1, int(bounds["piece_rows"]) // 2)}
+
+
+def _is_of_sort(error: HeadraceError) -> bool:
+    """Return whether it was the task that sorts which did not fit: a refusal has its stage, a stop its task's name."""
+    name = error.details.get("task") or f"{error.details['stage']}."
+    return str(name).split(".")[-2] == "sort"
 
 
 def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], state: State) -> Outcome:

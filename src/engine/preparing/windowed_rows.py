@@ -11,13 +11,14 @@ from typing import Any
 
 from engine.batching import Table
 from engine.batching.tables import chunk_n
+from engine.errors import HeadraceError
 from engine.features.footprints import project_windows, raw_row_bytes, windowed_rows_per_span
 from engine.features.row_slices import time_of
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.spans import Span
 from engine.layout import EVENT_TIME, label_events_table, prepared_table
 from engine.memory.projection import Projection
-from engine.preparing.state import Live, State, finish_rows, micros, replaced
+from engine.preparing.state import Begun, Live, State, finish_rows, micros, replaced
 from engine.refs import Task, TaskResult
 from engine.spec import PipelineSpec
 from engine.stage import Outcome, Plan, StageContext
@@ -85,7 +86,8 @@ def tasks(
     feature_set, given = context.spec.feature_set, plan.bounds
     reached = _segments_in_reach(context, plan)
     inputs = {
-        **given,
+        **{name: value for name, value in given.items() if name != "begun"},
+        "first": Begun.of(given).first,
         "n": plan.n,
         "spec": feature_set,
         "code": context.spec_hash(),
@@ -99,10 +101,15 @@ def tasks(
     return ((task, project_windows(context, most, row_bytes, spans=spans, segments=segments)),)
 
 
-def smaller(plan: Plan) -> Mapping[str, Any] | None:
-    """Return the slice with spans half as long; None where each is one moment."""
-    spans = [half for span in plan.bounds["spans"] for half in _halves(*span)]
-    return None if len(spans) == len(plan.bounds["spans"]) else {**plan.bounds, "spans": spans}
+def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+    """Return the slice with spans half as long, of those that were not written; None where each is one moment."""
+    written = error.details.get("checkpoint")
+    left = written["left"] if written else plan.bounds["spans"]
+    spans = [half for span in left for half in _halves(*span)]
+    if len(spans) == len(left):
+        return None
+    begun = {"begun": Begun.of(plan.bounds).followed_by(written)} if written else {}
+    return {**plan.bounds, "spans": spans, **begun}
 
 
 def _halves(low: int, high: int, rows: int) -> list[list[int]]:
@@ -143,8 +150,12 @@ def _segments_in_reach(context: StageContext, plan: Plan) -> dict[str, list[Any]
     label_ns = {c.n for c in label_chunks if c.may_hold("known_at", time_of(low - back), time_of(high))}
     journal = workspace.journal
     records = {n: journal.commit(plan.app, n) or {} for n in {chunk_n(name) for name in spans} | label_ns}
+    begun = Begun.of(plan.bounds).segments
     return {
-        "events": [ref for name in sorted(spans) for ref in _segments_of(records[chunk_n(name)], name)],
+        "events": [
+            *(ref for name in sorted(spans) for ref in _segments_of(records[chunk_n(name)], name)),
+            *(ref for name in sorted(begun) for ref in begun[name]),
+        ],
         "labels": [ref for n in sorted(label_ns) for ref in records[n]["label_segments"]],
     }
 

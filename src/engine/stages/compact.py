@@ -219,12 +219,14 @@ def run(task: Task, scope: Scope) -> TaskResult:
     if order is None:
         raise LookupError(f"{table.name} has no schema though its chunks were planned")
     total = sum(int(merge["rows"]) for merge in task.inputs["merges"])
-    out, rows, batches = [], 0, 0
+    begun = scope.resume or {"merges": [], "batches": 0}
+    out, batches = list(begun["merges"]), int(begun["batches"])
+    rows = sum(int(merge["rows"]) for merge in out)
 
     def on_chunk(ref: ChunkRef) -> None:
         scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
 
-    for merge in task.inputs["merges"]:
+    for merge in task.inputs["merges"][len(out) :]:
         paths = [table.path / name for name in merge["chunks"]]
         schema = _schema_of(paths, order=order.names)
         prefix = merged_prefix(int(merge["ns"][-1]), owner=str(merge["owner"]), plan_n=int(task.inputs["n"]))
@@ -247,6 +249,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 hint="a chunk was changed from outside: restore it from a backup; nothing was merged",
             )
         out.append({**merge, "written": [to_json(ref) for ref in writer.chunks]})
+        scope.checkpoint({"merges": out, "batches": batches})
     return TaskResult(task=task.name, outputs={"merges": out}, rows_in=rows, rows_out=rows, batches=batches)
 
 

@@ -28,11 +28,11 @@ from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.check import open_feed
 from engine.sources.contracts import Contract, first_contract, renewed
 from engine.sources.hours import Hours, hours_with, hours_without
+from engine.sources.known_rows import join_bytes
 from engine.sources.protocol import Extent
 from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files
-from engine.sources.settling import join_bytes
 from engine.spec import FILE_KEY, PipelineSpec
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time

@@ -41,7 +41,7 @@ class _Kind(Protocol):
         self, stage: str, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
     ) -> Sequence[tuple[Task, Projection]]: ...
 
-    def smaller(self, plan: Plan) -> Mapping[str, Any] | None: ...
+    def smaller(self, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None: ...
 
     def finish(self, context: StageContext, plan: Plan, results: Sequence[TaskResult], state: State) -> Outcome: ...
 
@@ -93,9 +93,9 @@ class PrepareStage:
         return _KINDS[plan.bounds["kind"]].tasks(self.name, context, plan, done)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
-        """Return the slice in smaller parts, None where it has none."""
-        del context, error
-        return _KINDS[plan.bounds["kind"]].smaller(plan)
+        """Return the slice in smaller parts, those aside that were written; None where it has none."""
+        del context
+        return _KINDS[plan.bounds["kind"]].smaller(plan, error)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far labels and rows are; publish label events first, then prepared."""

@@ -5,6 +5,7 @@ A row that has a prediction keeps it, also when its span is prepared again or an
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -184,15 +185,20 @@ def run(task: Task, scope: Scope) -> TaskResult:
     out_schema = predictions_schema(schema.field(KEY).type)
     columns = [KEY, EVENT_TIME, *bundle.features]
     prefix = chunk_prefix(int(task.inputs["n"]), "score")
-    rows_in = batches = alerts = 0
+    done = _Done() if scope.resume is None else _Done.from_json(scope.resume)
     stamp = pa.scalar(parse_time(task.inputs["as_of"]), type=pa.timestamp("us", tz="UTC"))
 
     def on_chunk(ref: ChunkRef) -> None:
         scope.emit(events.ChunkWritten(scope.stage, scope.task, ref.path, ref.rows, ref.bytes))
+        scope.checkpoint(done.to_json(writer.chunks))  # it ends with the last batch that is done
 
-    with chunk_writer(context.spec, predictions, prefix=prefix, schema=out_schema, on_chunk=on_chunk) as writer:
-        for name in task.inputs["chunks"]:
-            chunk = chunks[name]
+    with chunk_writer(
+        context.spec, predictions, prefix=prefix, schema=out_schema, on_chunk=on_chunk, written=done.chunks
+    ) as writer:
+        for number, name in enumerate(task.inputs["chunks"]):
+            if number < done.number:
+                continue
+            chunk, row = chunks[name], done.row if number == done.number else 0
             known = _scored(predictions, chunk, out_schema)
             for batch in read_batches(
                 [chunk.path],
@@ -200,19 +206,20 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 schema=pa.schema([schema.field(column) for column in columns]),
                 batch_bytes=scope.governor.batch_bytes,
                 span=(EVENT_TIME, since, None),
+                after_rows=row,
             ):
                 scope.governor.wait()
-                rows_in, batches = rows_in + batch.num_rows, batches + 1
+                row += batch.num_rows
                 new = pl.DataFrame(batch.select([KEY])).select(~pl.col(KEY).is_in(known.implode())).to_series()
                 fresh = batch.filter(new.to_arrow())
                 scope.batch_done(batch.num_rows, batch.nbytes)
                 scope.governor.passed(batch.nbytes)
-                scope.progress(rows_in, int(task.inputs["rows"]), "rows")
+                scope.progress(done.rows + batch.num_rows, int(task.inputs["rows"]), "rows")
                 if not fresh.num_rows:
+                    done.add(number, row, batch, alerts=0)
                     continue
                 scores = bundle.score(pa.Table.from_batches([fresh]))
                 flags = scores >= bundle.threshold
-                alerts += int(flags.sum())
                 arrays = [
                     fresh.column(KEY),
                     fresh.column(EVENT_TIME),
@@ -222,13 +229,37 @@ def run(task: Task, scope: Scope) -> TaskResult:
                     pa.repeat(stamp, fresh.num_rows),
                 ]
                 writer.write(pa.RecordBatch.from_arrays(arrays, schema=out_schema))
+                done.add(number, row, batch, alerts=int(flags.sum()))
     return TaskResult(
         task=task.name,
-        outputs={"chunks": [to_json(ref) for ref in writer.chunks], "alerts": alerts},
-        rows_in=rows_in,
+        outputs={"chunks": [to_json(ref) for ref in writer.chunks], "alerts": done.alerts},
+        rows_in=done.rows,
         rows_out=sum(ref.rows for ref in writer.chunks),
-        batches=batches,
+        batches=done.batches,
     )
+
+
+@dataclass
+class _Done:
+    """How far a scoring is, and what it has written: where another try of it goes on."""
+
+    number: int = 0  # of the prepared chunk
+    row: int = 0  # of those that are read of it
+    rows: int = 0
+    batches: int = 0
+    alerts: int = 0
+    chunks: Sequence[ChunkRef] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> _Done:
+        return cls(**{**value, "chunks": [ChunkRef.from_json(ref) for ref in value["chunks"]]})
+
+    def to_json(self, chunks: Sequence[ChunkRef]) -> dict[str, Any]:
+        return to_json(dataclasses.replace(self, chunks=tuple(chunks)))
+
+    def add(self, number: int, row: int, batch: pa.RecordBatch, *, alerts: int) -> None:
+        self.number, self.row, self.alerts = number, row, self.alerts + alerts
+        self.rows, self.batches = self.rows + batch.num_rows, self.batches + 1
 
 
 def _scored(predictions: Table, chunk: Chunk, schema: pa.Schema) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.batching import read_batches
 from engine.errors import SchemaChanged, SourceError
-from engine.sources import settling
+from engine.sources import known_rows
 from engine.stages import extract as extraction
 from tests.shop import Shop, at
 
@@ -91,7 +91,7 @@ def test_exports_of_many_columns_are_told_apart_by_key_and_cursor_too(tmp_path: 
     (tmp_path / "in").mkdir()
     source = {"uri": str(tmp_path / "in"), "table": "", "key": "id", "cursor": "at"}
     shop = Shop(tmp_path, source=source, event_time="at")
-    more = settling._MOST_JOINED_COLUMNS
+    more = known_rows._MOST_JOINED_COLUMNS
     header = ",".join(["id,amount,at", *(f"c{i}" for i in range(more))])
 
     def write(name: str, rows: Sequence[tuple[Any, ...]]) -> None:

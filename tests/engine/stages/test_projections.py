@@ -21,7 +21,7 @@ from engine.layout import chunk_writer, predictions_table, prepared_table
 from engine.learning.learners import learner
 from engine.memory.budget import Budget
 from engine.memory.projection import Projection
-from engine.sources import settling
+from engine.sources import known_rows
 from engine.sources.protocol import Extent
 from engine.sources.reading import COPIES
 from engine.stage import StageContext
@@ -131,7 +131,7 @@ def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, 
     _check(extract._project_settling(context, rows=rows), joins + joins // 16 + 2 * BATCH + 2 * GROUP)
     large = joins + joins // 16 + 2 * 1_299_721 + 4 * GROUP
     _check(extract._project_settling(context, rows=rows, largest=1_299_721), large)
-    assert settling.join_bytes(rows, free_bytes=512 * MIB - RESERVED) == joins
+    assert known_rows.join_bytes(rows, free_bytes=512 * MIB - RESERVED) == joins
 
 
 def test_joining_labels(context: StageContext) -> None:
