@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 from engine.batching.chunks import HELD_BYTES, LARGE_ROW_BYTES, LARGEST_ROW, ROW_GROUP_BYTES, fixed_width, sliced
 from engine.errors import TableError
 
+BatchBytes = int | Callable[[], int]
+"""Upper bound of a batch in memory, or a function that is asked for it again and again: the governor's current one."""
+
 _DEFAULT_BYTES_PER_ROW = 256.0  # of a group without rows
 _ALIKE = 2.0  # times: rows of such sizes are read with one size of batch
 _MAX_ROWS = 131_072
@@ -27,7 +30,7 @@ def read_batches(
     paths: Sequence[Path],
     *,
     columns: Sequence[str] | None = None,
-    batch_bytes: int | Callable[[], int] = 8 * 2**20,
+    batch_bytes: BatchBytes = 8 * 2**20,
     schema: pa.Schema | None = None,
     span: tuple[str, datetime | None, datetime | None] | None = None,
     after_rows: int = 0,
@@ -41,7 +44,7 @@ def read_batches(
     columns
         Names to read, in this order; all by default. One that a file lacks (it is older than the column) is null.
     batch_bytes
-        Upper bound of a batch in memory, or a function asked before each file (the governor's current figure).
+        Asked before each file.
     schema
         Types of ``columns``; needed only where a file may lack one.
     span
@@ -56,13 +59,18 @@ def read_batches(
     """
     passed = 0
     for path in paths:
-        limit = batch_bytes() if callable(batch_bytes) else batch_bytes
+        limit = bound(batch_bytes)
         with _named(path):
             for batch in _read_one(path, columns=columns, batch_bytes=limit, schema=schema, span=span):
                 left = batch.slice(min(batch.num_rows, max(0, after_rows - passed)))
                 passed += batch.num_rows
                 if left.num_rows:
                     yield left
+
+
+def bound(batch_bytes: BatchBytes) -> int:
+    """Return the bound that holds now."""
+    return batch_bytes() if callable(batch_bytes) else batch_bytes
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
+from engine.batching.streams import BatchBytes
+
 STAMP = pa.timestamp("us", tz="UTC")
 """What every time is."""
 
@@ -165,7 +167,7 @@ class Source(Protocol):
     def extent(self, bounds: Mapping[str, Any], *, batch_bytes: int) -> Extent:
         """Return how large a range is; costs little beside reading it."""
 
-    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
+    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: BatchBytes) -> Iterator[Batch]:
         """Yield the rows of a range, in the source's order.
 
         Parameters
@@ -176,7 +178,8 @@ class Source(Protocol):
             Of every batch: values are converted to its types, and a row with one that cannot be is rejected; a column
             that the source lacks is null, one that the schema lacks is left out.
         batch_bytes
-            A batch is about so large at most; a row that is larger alone comes alone.
+            A batch is about so large at most; a row that is larger alone comes alone. Asked for each row group, block
+            of text or batch of a driver.
         """
 
     def mark(self) -> Mapping[str, Any]:

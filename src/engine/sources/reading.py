@@ -130,10 +130,10 @@ def _marked(
 ) -> Iterator[tuple[Batch, Mapping[str, Any]]]:
     """Yield batches with the mark behind each, and say what comes next: it may be what no budget holds.
 
-    Under pressure the next one is not read before those that wait are written.
+    Under pressure they are smaller, and the next one is not read before those that wait are written.
     """
     _say_place(source, scope)
-    for batch in source.read(bounds, schema=schema, batch_bytes=scope.budget.batch_bytes):
+    for batch in source.read(bounds, schema=schema, batch_bytes=scope.governor.batch_bytes):
         _say_place(source, scope)
         yield batch, source.mark()
         scope.governor.wait()

@@ -10,10 +10,12 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from engine.batching.streams import BatchBytes, bound
 from engine.errors import SourceSchemaError
 from engine.sources.ahead import read_ahead
 from engine.sources.casting import cast_rows, reject
 from engine.sources.dialects import APART, Column, Dialect, Range, nearest, quote_table
+from engine.sources.growth import Growth
 from engine.sources.protocol import Batch, Ending, Extent, Position, Rejected, Seen, Standing, Window
 from engine.units import format_time, parse_time
 
@@ -108,15 +110,17 @@ class SQLSource:
         row_bytes = sum(8 if pa.types.is_primitive(field.type) else _TEXT_BYTES for field in self.schema())
         return max(1, min(_MOST_ROWS, batch_bytes // row_bytes))
 
-    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
+    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: BatchBytes) -> Iterator[Batch]:
         """Yield the rows of a range in order of (cursor, key)."""
-        own, batch_rows = self.schema(), self._batch_rows(batch_bytes)
+        own, batch_rows = self.schema(), self._batch_rows(bound(batch_bytes))
         marks = pa.schema([own.field(self._cursor), own.field(self._key)])
         self._rows, last = 0, pa.RecordBatch.from_pylist([], schema=marks)
-        for part in self.scan(**_arguments(bounds), batch_rows=batch_rows, batch_bytes=batch_bytes):
+        growth = Growth(batch_bytes)
+        for part in self.scan(**_arguments(bounds), batch_rows=batch_rows, batch_bytes=growth.source_bytes):
             self._rows += part.rows.num_rows + len(part.rejected)
             once, twice, last = self._without_twins(part.rows, last)
             cast, wrong = cast_rows(once, schema, key=self._key, cursor=self._cursor)
+            growth.saw(part.rows.nbytes, cast.nbytes)
             yield Batch(cast, (*part.rejected, *twice, *wrong))
         self._more = self._rows >= int(bounds["limit_rows"])
 
@@ -147,7 +151,7 @@ class SQLSource:
         limit_rows: int,
         batch_rows: int,
         since: datetime | None = None,
-        batch_bytes: int | None = None,
+        batch_bytes: BatchBytes | None = None,
     ) -> Iterator[Batch]:
         """Yield rows strictly after ``after`` with a cursor from ``since`` to ``until``, both inclusive.
 
@@ -159,15 +163,17 @@ class SQLSource:
         self._position = after
         parts = self._dialect.read(wanted)
         for part in read_ahead(parts, waiting=1) if batch_bytes else parts:
-            step = batch_rows
-            if batch_bytes:
-                step = max(1, part.rows.num_rows * batch_bytes // max(1, part.rows.nbytes))
-            for start in range(0, part.rows.num_rows, step):
+            start = 0
+            while start < part.rows.num_rows:
+                step = batch_rows
+                if batch_bytes:
+                    step = max(1, part.rows.num_rows * bound(batch_bytes) // max(1, part.rows.nbytes))
                 rows = part.rows.slice(start, step)
                 last = start + rows.num_rows - 1
                 self._position = _position(part.cursors[last], part.keys[last])
                 wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
                 yield self._split(rows, wrong)
+                start += step
 
     def _range(
         self, *, after: Position | None, until: datetime, limit_rows: int, batch_rows: int, since: datetime | None

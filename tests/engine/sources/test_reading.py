@@ -193,3 +193,12 @@ def test_under_pressure_the_next_batch_is_not_read(tmp_path: Path, monkeypatch: 
     result, _ = _read(_context(_source("sqlite", tmp_path), tmp_path, name="whole"))
     assert len(waited) == result.batches > 1
     assert set(waited) == {"headrace-reader"}
+
+
+def test_under_pressure_a_source_is_asked_for_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = _source("parquet", tmp_path)
+    calm, _ = _read(_context(source, tmp_path, name="calm"))
+    monkeypatch.setattr(Governor, "batch_bytes", lambda _: 8 * 1024)
+    pressed, _ = _read(_context(source, tmp_path, name="pressed"))
+    assert pressed.batches > 4 * calm.batches
+    assert pressed.rows_out == calm.rows_out

@@ -45,14 +45,14 @@ def _ndjson(rows: Sequence[Row]) -> bytes:
 
 def _parquet(rows: Sequence[Row]) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(_table(rows), sink, row_group_size=3)
+    pq.write_table(_table(rows), sink, row_group_size=max(3, len(rows) // 4))
     return sink.getvalue()
 
 
 def _arrow(rows: Sequence[Row]) -> bytes:
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(_table(rows), max_chunksize=4)
+        writer.write_table(_table(rows), max_chunksize=max(4, len(rows) // 4))
     return sink.getvalue()
 
 
@@ -64,6 +64,7 @@ FILES: dict[str, Callable[[Sequence[Row]], bytes]] = {
     "parquet": _parquet,
     "arrow": _arrow,
 }
+SMALL_BYTES = 2**17
 KINDS = ["sqlite", "postgresql", "duckdb", *FILES, "delta"]
 
 
@@ -198,6 +199,38 @@ def test_a_column_that_the_source_lacks_is_null_and_one_that_is_not_wanted_is_le
         rows = [row for b in source.read(bounds, schema=wanted, batch_bytes=2**20) for row in b.rows.to_pylist()]
     assert [list(row) for row in rows] == [["at", "id", "more"]] * 2
     assert sorted((row["id"], row["more"]) for row in rows) == [(1, None), (2, None)]
+
+
+def test_batches_become_smaller_within_a_read_when_they_are_asked_to(arrivals: Arrivals) -> None:
+    for first in range(0, 240_000, 40_000):
+        arrivals.arrive(_rows(first, first + 40_000))
+    rows: list[int] = []
+    sizes: list[int] = []
+    large = 4 if arrivals.is_database else 8  # batches: the first ones of a file are small
+    with arrivals.open() as source:
+        bounds, schema = arrivals.next_range(source), source.schema()
+        for batch in source.read(
+            bounds, schema=schema, batch_bytes=lambda: 2**20 if len(sizes) < large else SMALL_BYTES
+        ):
+            sizes.append(batch.rows.nbytes)
+            rows += batch.rows["id"].to_pylist()
+    assert sorted(rows) == list(range(240_000))
+    assert max(sizes[16:]) <= 1.25 * SMALL_BYTES
+    if arrivals.kind != "duckdb":  # whose driver gives small ones anyway
+        assert max(sizes[:16]) > 1.5 * SMALL_BYTES
+
+
+@pytest.mark.parametrize("kind", [*FILES])
+def test_a_batch_keeps_its_bound_though_the_name_of_its_file_is_longer_than_its_rows(tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"{'n' * 200}.{kind}").write_bytes(FILES[kind](_rows(0, 60_000)))
+    with open_source(SecretStr(str(tmp_path)), key="id", cursor="at") as source:
+        bounds = source.next_range(Seen(), Window(until=EVER, limit_rows=10**6))
+        assert bounds is not None
+        batches = list(source.read(bounds, schema=source.schema(), batch_bytes=8 * SMALL_BYTES))
+    sizes = [batch.rows.nbytes for batch in batches[6:]]  # the first ones are what it is learned from
+    assert sum(batch.rows.num_rows for batch in batches) == 60_000
+    assert max(sizes) <= 1.25 * 8 * SMALL_BYTES
+    assert sum(size > 2 * SMALL_BYTES for size in sizes) > len(sizes) / 2  # and they are not needlessly small
 
 
 def test_a_value_that_the_schema_cannot_hold_is_rejected_with_its_row(arrivals: Arrivals) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from engine.batching.streams import BatchBytes, bound
 from engine.errors import SourceError
 
 _LEAST_LONGEST_BYTES = 32 * 2**20
@@ -19,7 +20,7 @@ def blocks(
     *,
     name: str,
     start: int,
-    block_bytes: int,
+    block_bytes: BatchBytes,
     quote: bytes | None,
     delimiter: bytes = b",",
     end: int | None = None,
@@ -47,7 +48,8 @@ def blocks(
         A record is longer than 32 MiB and than eight blocks: most likely a quote that is never closed.
     """
     held, offset = b"", start
-    size, longest = block_bytes, max(_LEAST_LONGEST_BYTES, 8 * block_bytes)
+    size = bound(block_bytes)
+    longest = max(_LEAST_LONGEST_BYTES, 8 * size)
     while data := stream.read(size if end is None else min(size, end - offset - len(held))):
         held = held + data if held else data
         cut = _last_record(held, quote)
@@ -63,7 +65,7 @@ def blocks(
                 )
             size = len(held)  # read as much again: a record that is larger than a block
             continue
-        size = block_bytes
+        size = bound(block_bytes)
         yield block, offset + cut
         held, offset = held[cut:], offset + cut
     if held:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.batching.streams import BatchBytes, bound
 from engine.sources.files.listing import Found, Place
 from engine.sources.files.partitions import partition_value
 from engine.sources.protocol import Standing
@@ -88,9 +89,9 @@ def uneven_bytes(groups: Sequence[RowGroup]) -> int:
 
 
 def read_columnar(
-    place: Place, file: Found, *, format: str, start: int, batch_bytes: int
-) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yield the rows from number ``start`` on, and the number behind each batch.
+    place: Place, file: Found, *, format: str, start: int, batch_bytes: BatchBytes
+) -> Iterator[tuple[pa.RecordBatch, int, int]]:
+    """Yield the rows from number ``start`` on, what each batch was bounded by in bytes, and the number behind it.
 
     A footer says how large encoded values are; a dictionary or run-length encoding hides what they hold in memory. So
     the first rows are looked at, and a batch that comes larger makes the next ones smaller.
@@ -102,10 +103,10 @@ def read_columnar(
                 _parquet(handle, start, batch_bytes) if format == "parquet" else _of_ipc(handle, start, batch_bytes)
             )
             for batch in batches:
-                at += batch.num_rows
+                at, size = at + batch.num_rows, batch.nbytes
                 for name, value in file.partition.items():
                     batch = batch.append_column(name, pa.repeat(partition_value(value), batch.num_rows))
-                yield batch, at
+                yield batch, size, at
     except (pa.ArrowException, OSError) as error:
         groups = row_groups(place, file) if format == "parquet" else ()
         raise place.unreadable(file, error, where=f" {standing(at, groups).text}") from None
@@ -119,7 +120,7 @@ def standing(row: int, groups: Sequence[RowGroup]) -> Standing:
     return Standing(f"from row {row:,} on (row group {at})", groups[at].column_bytes)
 
 
-def _parquet(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+def _parquet(handle: pa.NativeFile, start: int, batch_bytes: BatchBytes) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(handle, pre_buffer=False, buffer_size=2**20) as file:
         skip, rows = start, _PROBE_ROWS
         for group in range(file.num_row_groups):
@@ -129,22 +130,20 @@ def _parquet(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa
                 continue
             # The footer bounds what a row takes from below: a group of few large rows is known before it is read.
             least = max(_LEAST_ROW_BYTES, size.total_byte_size / max(1, size.num_rows))
-            first = min(rows, max(1, int(batch_bytes / least)))
-            for batch, fitting in _group(file, group, skip, first, batch_bytes):
-                rows = fitting
-                yield batch
+            first = min(rows, max(1, int(bound(batch_bytes) / least)))
+            rows = yield from _group(file, group, skip, first, batch_bytes)
             skip = 0
 
 
 def _group(
-    file: pq.ParquetFile, group: int, start: int, rows: int, batch_bytes: int
-) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Yield the rows of a group from number ``start`` on, each batch with how many rows the next one may have.
+    file: pq.ParquetFile, group: int, start: int, rows: int, batch_bytes: BatchBytes
+) -> Generator[pa.RecordBatch, None, int]:
+    """Yield the rows of a group from number ``start`` on; return how many the next batch may have.
 
     One pass with batches of so many rows; it ends early when they turn out to be of another size. Each pass begins with
     the group anew, so the next one waits until small batches have cost about as much.
     """
-    at, total, due = start, file.metadata.row_group(group).num_rows, 0
+    at, total, due, fitting = start, file.metadata.row_group(group).num_rows, 0, rows
     while at < total:
         skip = at
         for passed, batch in enumerate(file.iter_batches(batch_size=rows, row_groups=[group], use_threads=False)):
@@ -153,12 +152,11 @@ def _group(
                 continue
             part, skip = batch.slice(skip), 0
             at += part.num_rows
-            row_bytes = max(_LEAST_ROW_BYTES, part.nbytes / max(1, part.num_rows))
-            fitting = max(1, min(_MOST_ROWS, int(batch_bytes / row_bytes)))
-            yield part, fitting
+            fitting = yield from _cut(part, batch_bytes)
             if fitting < rows // 2 or (fitting > 2 * rows and passed >= due):
                 rows, due = fitting, max(_LEAST_BATCHES, at // _ROWS_A_BATCH)
                 break
+    return fitting
 
 
 def _ipc(handle: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
@@ -167,7 +165,7 @@ def _ipc(handle: pa.NativeFile) -> pa.RecordBatchFileReader | pa.RecordBatchStre
     return pa.ipc.open_file(handle) if magic == b"ARROW1" else pa.ipc.open_stream(handle)
 
 
-def _of_ipc(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.RecordBatch]:
+def _of_ipc(handle: pa.NativeFile, start: int, batch_bytes: BatchBytes) -> Iterator[pa.RecordBatch]:
     reader = _ipc(handle)
     if isinstance(reader, pa.ipc.RecordBatchFileReader):
         batches = (reader.get_batch(at) for at in range(reader.num_record_batches))
@@ -179,7 +177,19 @@ def _of_ipc(handle: pa.NativeFile, start: int, batch_bytes: int) -> Iterator[pa.
             skip -= batch.num_rows
             continue
         part, skip = batch.slice(skip), 0
-        row_bytes = max(_LEAST_ROW_BYTES, part.nbytes / max(1, part.num_rows))
-        rows = max(1, min(_MOST_ROWS, int(batch_bytes / row_bytes)))
-        for at in range(0, part.num_rows, rows):
-            yield part.slice(at, rows)
+        yield from _cut(part, batch_bytes)
+
+
+def _cut(rows: pa.RecordBatch, batch_bytes: BatchBytes) -> Generator[pa.RecordBatch, None, int]:
+    """Yield rows in batches of the bound, which is asked for each; return how many rows of this size one would have."""
+    row_bytes = max(_LEAST_ROW_BYTES, rows.nbytes / max(1, rows.num_rows))
+
+    def fitting() -> int:
+        return max(1, min(_MOST_ROWS, int(bound(batch_bytes) / row_bytes)))
+
+    at = 0
+    while at < rows.num_rows:
+        part = rows.slice(at, fitting())
+        at += part.num_rows
+        yield part
+    return fitting()

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import SecretStr
 
+from engine.batching.streams import BatchBytes
 from engine.errors import SourceError, SourceSchemaError
 from engine.sources.casting import cast_rows
 from engine.sources.dialects import nearest
@@ -32,8 +33,9 @@ from engine.sources.files.columnar import (
     uneven_bytes,
 )
 from engine.sources.files.listing import Found, Place
-from engine.sources.files.text_reader import ROW, TextReader
+from engine.sources.files.text_reader import COPIES_OF_A_BLOCK, ROW, TextReader
 from engine.sources.files.texts import NAMED, guessed
+from engine.sources.growth import Growth
 from engine.sources.protocol import STAMP, Batch, Ending, Extent, Seen, SeenFile, Standing, Window
 from engine.spec import FILE, FILE_KEY, READ_AT, CsvSpec
 from engine.units import format_time
@@ -176,10 +178,11 @@ class FileSource:
         names = [entry["name"] for entry in bounds["files"]]
         return Extent(uneven_bytes=uneven_bytes([group for name in names for group in self._footers.get(name, ())]))
 
-    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: int) -> Iterator[Batch]:
+    def read(self, bounds: Mapping[str, Any], *, schema: pa.Schema, batch_bytes: BatchBytes) -> Iterator[Batch]:
         """Yield the rows of the range's files, one file after another."""
         progress = _Progress([SeenFile.from_json(one) for one in bounds["noted"]], Counter(bounds["counts"]))
         self._progress = progress
+        growth = Growth(batch_bytes)
         left = int(bounds["limit_rows"])
         entries = bounds["files"]
         for at, entry in enumerate(entries):
@@ -194,8 +197,8 @@ class FileSource:
             rows, offset, whole, digest = int(entry["rows"]), start, True, str(entry["digest"])
             groups = self._row_groups(file)
             self._at = _standing(file, rows, groups)
-            parts = self._parts(file, start, rows, schema, batch_bytes, digest)
-            for part, offset, records, digest in parts:
+            parts = self._parts(file, start, rows, schema, growth.source_bytes, digest)
+            for part, size, offset, records, digest in parts:
                 first, rows, left = rows, rows + records, left - records
                 self._at = _standing(file, rows, groups)
                 self._mark = {
@@ -205,7 +208,9 @@ class FileSource:
                     "files": len(progress.files),
                     "counts": dict(progress.counts),
                 }
-                yield self._finished(part, file, first, records, int(entry["read_at"]), schema)
+                finished = self._finished(part, file, first, records, int(entry["read_at"]), schema)
+                growth.saw(size, finished.rows.nbytes)
+                yield finished
                 if left <= 0:
                     whole = not self._has_more(file, offset)
                     break
@@ -359,19 +364,26 @@ class FileSource:
     # --- reading --------------------------------------------------------------------------------------------------
 
     def _parts(
-        self, file: Found, start: int, rows: int, schema: pa.Schema, batch_bytes: int, digest: str
-    ) -> Iterator[tuple[Batch, int, int, str]]:
-        """Yield batches, the offset behind each, how many records it came from, and the digest up to the offset.
+        self, file: Found, start: int, rows: int, schema: pa.Schema, batch_bytes: BatchBytes, digest: str
+    ) -> Iterator[tuple[Batch, int, int, int, str]]:
+        """Yield batches, with what each was bounded by in bytes, the offset behind it, how many records it came from,
+        and the digest up to the offset.
 
         The digest is empty where bytes are not read in order.
         """
         format = self._format(file)
         if format in ("parquet", "arrow"):
-            for raw, offset in read_columnar(self._place, file, format=format, start=start, batch_bytes=batch_bytes):
-                yield Batch(raw), offset, raw.num_rows, ""
+            for raw, size, offset in read_columnar(
+                self._place, file, format=format, start=start, batch_bytes=batch_bytes
+            ):
+                yield Batch(raw), size, offset, raw.num_rows, ""
             return
         own = pa.schema([(field.name, field.type) for field in schema if field.name not in _OWN])
-        yield from self._reader(file).parts(file, own, start=start, rows=rows, batch_bytes=batch_bytes, digest=digest)
+        at, reader = start, self._reader(file)
+        parts = reader.parts(file, own, start=start, rows=rows, batch_bytes=batch_bytes, digest=digest)
+        for part, offset, records, so_far in parts:
+            yield part, (offset - at) * COPIES_OF_A_BLOCK, offset, records, so_far
+            at = offset
 
     def _digest(self, file: Found, read: str, offset: int, *, whole: bool) -> str:
         """Return the digest of what was read of a file; empty when it was not the file that the listing showed."""

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from engine.batching.streams import BatchBytes, bound
 from engine.errors import SourceSchemaError
 from engine.sources.casting import reject
 from engine.sources.files import delimited, ndjson
@@ -36,6 +37,10 @@ ROW = "_headrace_row"
 _SAMPLE_BYTES = 2**20  # from which types are guessed
 _BLOCK_BYTES = 8 * 2**20
 _PARSING = 2  # blocks of text at once: reading and writing leave a core and a half
+
+COPIES_OF_A_BLOCK = 1 + _PARSING
+"""It grows as it is parsed: bytes, columns of text, columns of types; and some are on their way."""
+
 _Behind = tuple[int, str]  # the offset behind a block, and the digest of all before it
 
 
@@ -92,7 +97,7 @@ class TextReader:
         return names, lambda: delimited.parse(first[size:], names, self._csv).frame
 
     def parts(
-        self, file: Found, own: pa.Schema, *, start: int, rows: int, batch_bytes: int, digest: str
+        self, file: Found, own: pa.Schema, *, start: int, rows: int, batch_bytes: BatchBytes, digest: str
     ) -> Iterator[tuple[Batch, int, int, str]]:
         """Yield batches, the offset behind each, how many records it came from, and the digest up to the offset.
 
@@ -106,8 +111,9 @@ class TextReader:
         """
         csv = self._format == "csv"
         names, header_bytes = self._header(file, self._first_block(file)) if csv else ((), 0)
-        # A block of text grows as it is parsed: bytes, columns of text, columns of types; and some are on their way.
-        size = max(64 * 1024, min(_BLOCK_BYTES, batch_bytes // (1 + _PARSING)))
+
+        def size() -> int:
+            return max(64 * 1024, min(_BLOCK_BYTES, bound(batch_bytes) // COPIES_OF_A_BLOCK))
 
         def parse(block: bytes) -> _Parsed:
             texts = delimited.parse(block, names, self._csv) if csv else ndjson.parse(block, own)
@@ -122,7 +128,7 @@ class TextReader:
                 at += parsed.records
 
     def _text_blocks(
-        self, stream: pa.NativeFile, file: Found, start: int, size: int, header_bytes: int, so_far: Digest | None
+        self, stream: pa.NativeFile, file: Found, start: int, size: BatchBytes, header_bytes: int, so_far: Digest | None
     ) -> Iterator[tuple[bytes, tuple[int, str]]]:
         for block, offset in self._blocks(stream, file, start, size):
             if so_far is not None:
@@ -181,7 +187,7 @@ class TextReader:
         except (OSError, pa.ArrowException) as error:
             raise self._place.unreadable(file, error) from None
 
-    def _blocks(self, stream: pa.NativeFile, file: Found, start: int, size: int) -> Iterator[tuple[bytes, int]]:
+    def _blocks(self, stream: pa.NativeFile, file: Found, start: int, size: BatchBytes) -> Iterator[tuple[bytes, int]]:
         quote = self._csv.quote.encode() if self._format == "csv" else None
         try:
             yield from blocks(
