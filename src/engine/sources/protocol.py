@@ -127,6 +127,7 @@ class Extent:
     rows: int | None = None  # at most; None: nothing tells
     row_bytes: float = 0.0  # of one row in memory, about; 0: nothing tells
     batch_rows: int | None = None  # of what a driver gives at once; None: it is bounded by its bytes
+    driver_row_bytes: float = 0.0  # of one row as the driver gives it, at least, where that has other types
     uneven_bytes: int = 0  # of one value, as large as a row group beside others allows
 
 

@@ -21,6 +21,7 @@ from engine.units import format_time, parse_time
 
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROWS = 131_072
+_DRIVER_VALUE_BYTES = 8  # SQLite has one width for all numbers, and for booleans; two columns say what is wrong
 _TEXT_BYTES = 64  # a first guess of a text and its offset
 _LOOK_ROWS = 1_024  # of which the bytes of a row are taken
 _COUNTED_ROWS = 2**18  # a range of more is read through batches of full size anyway
@@ -103,6 +104,7 @@ class SQLSource:
             rows=counted if counted < _COUNTED_ROWS else None,
             row_bytes=size / max(1, rows),
             batch_rows=self._batch_rows(batch_bytes) if self._dialect.gives_asked_rows else None,
+            driver_row_bytes=_DRIVER_VALUE_BYTES * (len(self.schema()) + 2) if self._dialect.gives_asked_rows else 0.0,
         )
 
     def _batch_rows(self, batch_bytes: int) -> int:

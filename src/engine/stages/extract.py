@@ -373,17 +373,19 @@ def _project(reserved_bytes: int, budget: Budget, columns: int, extent: Extent, 
 def _batches_in_flight(batch_bytes: int, extent: Extent) -> int:
     """Return what batches hold: so many of full size, or of the rows that the driver gives, or all of a small range.
 
-    Of that a row group waits to be written, which is a term of its own.
+    Of that a row group waits to be written, which is a term of its own. What the driver's rows take more than the
+    table's comes on top.
     """
     batch, beyond = batch_bytes, 0
     if extent.batch_rows is not None:
         given = int(extent.batch_rows * extent.row_bytes)
         batch, beyond = min(batch_bytes, int(_LONGER * given)), _DRIVER_COPIES * max(0, given - batch_bytes)
-    held = batch * COPIES + beyond
-    if extent.rows is None:
-        return held
-    whole = int(_LONGER * extent.rows * extent.row_bytes)
-    return min(held, max(min(batch, whole), whole - ROW_GROUP_BYTES))
+    held, rows = batch * COPIES + beyond, extent.batch_rows or 0
+    if extent.rows is not None:
+        whole = int(_LONGER * extent.rows * extent.row_bytes)
+        held, rows = min(held, max(min(batch, whole), whole - ROW_GROUP_BYTES)), min(rows, extent.rows)
+    wider = max(0.0, extent.driver_row_bytes - _LONGER * extent.row_bytes)
+    return held + int((_DRIVER_COPIES + 1) * rows * wider)  # and as they are filtered
 
 
 def _project_settling(context: StageContext, *, rows: int, largest: int = 0) -> Projection:

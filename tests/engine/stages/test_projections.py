@@ -109,6 +109,15 @@ def test_extract(columns: int, files: bool, pages: int) -> None:
         (Extent(row_bytes=31.0, batch_rows=1_009), int(1_009 * 31 * 1.2) * COPIES),
         (Extent(row_bytes=31.0, batch_rows=5_003), BATCH * COPIES + 3 * (5_003 * 31 - BATCH)),
         (Extent(rows=503, row_bytes=31.0, batch_rows=5_003), int(503 * 31 * 1.2)),
+        (Extent(row_bytes=31.0, batch_rows=1_009, driver_row_bytes=37), int(1_009 * 31 * 1.2) * COPIES),
+        (
+            Extent(row_bytes=31.0, batch_rows=1_009, driver_row_bytes=71),
+            int(1_009 * 31 * 1.2) * COPIES + int(4 * 1_009 * (71 - 1.2 * 31)),
+        ),
+        (
+            Extent(rows=503, row_bytes=31.0, batch_rows=1_009, driver_row_bytes=71),
+            int(503 * 31 * 1.2) + int(4 * 503 * (71 - 1.2 * 31)),
+        ),
     ],
 )
 def test_extract_holds_batches_as_a_driver_gives_them_or_all_of_a_small_range(extent: Extent, batches: int) -> None:
