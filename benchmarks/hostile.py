@@ -1,4 +1,4 @@
-"""Tables that are small on disk and large in memory, or broken: each a directory of Parquet files, written by batches.
+"""Tables that are small on disk and large in memory, or broken: each a directory of files, written by batches.
 
 All have ``id``, ``at`` (the event time), ``customer`` and ``x``; what is hostile comes beside. ``write_labels`` says
 which rows were positive. What the stages make of them is ``hostile_matrix.py``.
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import csv
 
 STAMP = pa.timestamp("us", tz="UTC")
 START = 1_767_225_600_000_000  # 2026-01-01, microseconds
@@ -225,6 +226,30 @@ def tiny_files(directory: Path, scale: float) -> int:
     return files * 10
 
 
+def booleans(directory: Path, scale: float) -> int:
+    """Write 200 columns of one bit a value, of which encoders and learners make numbers."""
+
+    def columns(n: _Numbers) -> Mapping[str, pa.Array]:
+        return {f"b{i}": pa.array((n * (2 * i + 1)) % 65_537 % 7 == 0) for i in range(200)}
+
+    return _write(directory / "rows.parquet", int(1_000_000 * scale), columns)
+
+
+def narrow_text(directory: Path, scale: float) -> int:
+    """Write text of which each value is a digit, in a file whose name is much longer than its rows."""
+    rows = int(4_000_000 * scale)
+    first = pa.table({**base(0, 0, total=1), **_digits(np.empty(0, np.int64))})
+    with csv.CSVWriter(directory / f"{'n' * 200}.csv", first.schema) as writer:
+        for low, count in _parts(rows):
+            columns = base(low, count, total=rows)
+            writer.write_table(pa.table({**columns, **_digits(columns["id"].to_numpy())}))
+    return rows
+
+
+def _digits(numbers: _Numbers) -> dict[str, pa.Array]:
+    return {f"d{i}": pa.array((numbers + i) % 7) for i in range(20)}
+
+
 def _texts(numbers: _Numbers, prefix: str) -> pa.Array:
     return pa.array(np.char.add(prefix, numbers.astype(str)).tolist(), pa.string())
 
@@ -246,6 +271,8 @@ TABLES: dict[str, Hostile] = {
     "damaged row group": Hostile(damaged),
     "truncated": Hostile(truncated),
     "tiny files": Hostile(tiny_files),
+    "200 booleans": Hostile(booleans, {"numeric": ["x", *(f"b{i}" for i in range(200))]}),
+    "narrow text": Hostile(narrow_text, {"numeric": ["x", "d0"]}),
 }
 
 

@@ -286,10 +286,11 @@ def largest_value(values: pa.Array) -> int:
     return int(values.nbytes)
 
 
-def fixed_row_bytes(schema: pa.Schema) -> float | None:
+def fixed_row_bytes(schema: pa.Schema, *, least_value_bytes: float = 0.0) -> float | None:
     """Return the bytes of a row in memory, None where that depends on its values."""
     widths = [fixed_width(field.type) for field in schema]
-    return None if None in widths else sum(width for width in widths if width is not None)
+    row = None if None in widths else sum(width for width in widths if width is not None)
+    return None if row is None else max(row, least_value_bytes * len(widths))
 
 
 def most_chunk_rows(schema: pa.Schema) -> int:

@@ -34,6 +34,7 @@ def read_batches(
     schema: pa.Schema | None = None,
     span: tuple[str, datetime | None, datetime | None] | None = None,
     after_rows: int = 0,
+    least_value_bytes: float = 0.0,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of Parquet files in order, in batches of bounded size.
 
@@ -51,6 +52,8 @@ def read_batches(
         ``(column, low, high)``: only rows with ``low <= column < high``; None is unbounded.
     after_rows
         So many of these rows are passed over: a reader that was stopped goes on behind them.
+    least_value_bytes
+        What a value counts at least while batches are bounded: who reads booleans may make numbers of them.
 
     Raises
     ------
@@ -61,7 +64,9 @@ def read_batches(
     for path in paths:
         limit = bound(batch_bytes)
         with _named(path):
-            for batch in _read_one(path, columns=columns, batch_bytes=limit, schema=schema, span=span):
+            for batch in _read_one(
+                path, columns=columns, batch_bytes=limit, schema=schema, span=span, least_value_bytes=least_value_bytes
+            ):
                 left = batch.slice(min(batch.num_rows, max(0, after_rows - passed)))
                 passed += batch.num_rows
                 if left.num_rows:
@@ -92,6 +97,7 @@ def _read_one(
     batch_bytes: int,
     schema: pa.Schema | None,
     span: tuple[str, datetime | None, datetime | None] | None,
+    least_value_bytes: float,
 ) -> Iterator[pa.RecordBatch]:
     with _opened(path) as file:
         present = set(file.schema_arrow.names)
@@ -101,7 +107,7 @@ def _read_one(
         if filter_only and span is not None:
             needed.append(span[0])
         for groups, size in _runs(file, _row_groups(file, span), needed):
-            rows = rows_for(batch_bytes, bytes_per_row=size)
+            rows = rows_for(batch_bytes, bytes_per_row=max(size, least_value_bytes * len(needed)))
             for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=needed, use_threads=False):
                 kept = batch if span is None else _within(batch, *span)
                 if kept.num_rows:  # rows of very different sizes may lie in one row group

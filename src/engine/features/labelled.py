@@ -21,6 +21,9 @@ from engine.memory.governor import Governor
 if TYPE_CHECKING:
     import polars as pl
 
+MODEL_VALUE_BYTES = 4.0
+"""What a value counts at least, of batches that models are given: encoders and learners make a number of a boolean."""
+
 _ROWS_PER_SPAN = 100_000
 _COPIES = 6  # of a batch: as read, joined, with its label, filtered, as the learner wants it
 _LABEL_BYTES = 400  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
@@ -102,6 +105,7 @@ def labelled_rows(
             schema=part,
             batch_bytes=governor.batch_bytes,
             span=("event_time", start, end),
+            least_value_bytes=MODEL_VALUE_BYTES,
         ):
             rows = pl.DataFrame(batch).join(known, on="key", how="left", maintain_order="left")
             label = pl.col("value")

@@ -18,7 +18,7 @@ from engine.batching.chunks import fixed_row_bytes
 from engine.batching.streams import most_batch_bytes, rows_for, uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
-from engine.features.labelled import labelled_terms
+from engine.features.labelled import MODEL_VALUE_BYTES, labelled_terms
 from engine.layout import EVENT_TIME, largest_row_bytes, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
@@ -32,7 +32,6 @@ from engine.units import format_time, parse_time
 
 _DRIFT_BYTES = 24 * 2**20  # a row group, encoders and histograms, what is freed; the model itself is not loaded
 _DRIFT_COPIES = 8  # of a batch, while its columns are encoded and counted one after another
-_LEAST_BYTES = 8.0  # of a value of no fixed width
 _HELD_ROWS, _HELD_BYTES = 1_000, 2**19  # of metrics, before they are handed to the writer, and before it writes them
 _LEAST_DRIFT_ROWS = 1_000  # fifty bins of fewer rows differ by chance alone
 
@@ -216,7 +215,7 @@ def _drift_bytes(context: StageContext, feature_set: str) -> int:
     batch_bytes = context.budget.batch_bytes
     largest = largest_row_bytes(context.workspace, prepared_app(feature_set))
     rows, row_bytes, columns = _extent(prepared_table(context.workspace, feature_set))
-    at_once = rows_for(batch_bytes, bytes_per_row=_LEAST_BYTES * columns if row_bytes is None else row_bytes)
+    at_once = rows_for(batch_bytes, bytes_per_row=MODEL_VALUE_BYTES * columns if row_bytes is None else row_bytes)
     encoded = 4 * columns * (at_once if rows is None else min(rows, at_once))  # float32
     read = _DRIFT_COPIES * most_batch_bytes(batch_bytes, rows=rows, row_bytes=row_bytes)
     uneven = uneven_terms(largest, batch_bytes=batch_bytes, copies=_DRIFT_COPIES)
@@ -226,7 +225,9 @@ def _drift_bytes(context: StageContext, feature_set: str) -> int:
 def _extent(table: Table) -> tuple[int | None, float | None, int]:
     """Return a table's rows and the bytes of one, as far as they are known, and its columns."""
     schema = table.schema()
-    return (None, None, 0) if schema is None else (table.rows(), fixed_row_bytes(schema), len(schema))
+    if schema is None:
+        return None, None, 0
+    return table.rows(), fixed_row_bytes(schema, least_value_bytes=MODEL_VALUE_BYTES), len(schema)
 
 
 def _positives(context: StageContext, since: datetime | None) -> int:
@@ -348,12 +349,14 @@ def _drift(context: ChildContext, inputs: Mapping[str, Any], scope: Scope) -> tu
         columns=list(bundle.features),
         batch_bytes=scope.governor.batch_bytes,
         span=(EVENT_TIME, bundle.trained_until, None),
+        least_value_bytes=MODEL_VALUE_BYTES,
     ):
         scope.governor.wait()
-        counter.update(bundle.encoder.transform(pa.Table.from_batches([batch])))
+        matrix = bundle.encoder.transform(pa.Table.from_batches([batch]))
+        counter.update(matrix)
         counted += batch.num_rows
         scope.batch_done(batch.num_rows, batch.nbytes)
-        scope.governor.passed(_DRIFT_COPIES * batch.nbytes)
+        scope.governor.passed(_DRIFT_COPIES * max(batch.nbytes, matrix.nbytes))
     if counted < _LEAST_DRIFT_ROWS:
         return {}, newest
     return {name: value for name, value in counter.finish().items() if value is not None}, newest

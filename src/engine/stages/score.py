@@ -19,6 +19,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.streams import uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
+from engine.features.labelled import MODEL_VALUE_BYTES
 from engine.layout import (
     EVENT_TIME,
     KEY,
@@ -207,6 +208,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
                 batch_bytes=scope.governor.batch_bytes,
                 span=(EVENT_TIME, since, None),
                 after_rows=row,
+                least_value_bytes=MODEL_VALUE_BYTES,
             ):
                 scope.governor.wait()
                 row += batch.num_rows

@@ -105,4 +105,5 @@ def test_a_chunk_says_what_its_largest_row_takes_unless_all_are_small(tmp_path: 
 
 def test_a_row_has_a_size_where_all_its_columns_do() -> None:
     assert fixed_row_bytes(pa.schema([("a", pa.int64()), ("b", pa.float32())])) == (65 + 33) / 8
+    assert fixed_row_bytes(pa.schema([("a", pa.int64()), ("b", pa.bool_())]), least_value_bytes=7) == 14
     assert fixed_row_bytes(pa.schema([("a", pa.int64()), ("b", pa.string())])) is None

@@ -166,3 +166,26 @@ def test_what_is_weighed_is_named_when_it_is_damaged(tmp_path: Path) -> None:
 )
 def test_rows_larger_than_a_batch_are_held_as_often_as_one(largest: int, terms: dict[str, int]) -> None:
     assert uneven_terms(largest, batch_bytes=100_000, copies=7) == terms
+
+
+def test_rows_that_were_read_before_are_passed_over_whatever_the_batches(tmp_path: Path) -> None:
+    paths = _chunks(tmp_path, rows=5_000, chunk_rows=2_000)
+    span = ("at", START + timedelta(minutes=700), None)
+    whole = [row for batch in read_batches(paths, span=span) for row in batch.to_pylist()]
+    for after in (0, 1, 997, len(whole) - 1, len(whole), len(whole) + 1):
+        rest = list(read_batches(paths, span=span, batch_bytes=2_000, after_rows=after))
+        assert [row for batch in rest for row in batch.to_pylist()] == whole[after:]
+        assert all(batch.num_rows for batch in rest)
+
+
+def test_booleans_that_will_be_numbers_come_in_batches_as_large_as_numbers(tmp_path: Path) -> None:
+    table = pa.table({f"b{i}": pa.array([True, False] * 5_000) for i in range(8)})
+    pq.write_table(table, tmp_path / "bits.parquet")
+    rows = {
+        least: max(
+            batch.num_rows
+            for batch in read_batches([tmp_path / "bits.parquet"], batch_bytes=64_000, least_value_bytes=least)
+        )
+        for least in (0.0, 4.0, 8.0)
+    }
+    assert rows == {0.0: 10_000, 4.0: 2_000, 8.0: 1_000}
