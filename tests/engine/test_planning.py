@@ -16,8 +16,10 @@ from engine.features.footprints import label_rows_per_commit, project_labels
 from engine.memory.budget import Budget
 from engine.planning import plan, require_fit
 from engine.refs import StageReport
+from engine.sources import known_rows
 from engine.stage import run_stage
 from engine.stages import extract
+from engine.stages.extract import ExtractStage
 from engine.stages.train import TrainStage
 from tests.shop import Shop
 from tests.world import FEBRUARY, MARCH, World, copy_world
@@ -88,6 +90,23 @@ def test_a_plan_refuses_the_disk_as_the_run_does(tmp_path: Path, prepared_world:
         run_stage(TrainStage(("a test",)), context)
     assert planned.value.message == run.value.message == refused["error"]["message"]
     require_fit(context, stages=("extract", "prepare", "score", "monitor"))
+
+
+def test_what_joins_would_spill_is_refused_before_they_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop = Shop(tmp_path, source={"lag": "10m"}).open()
+    shop.order((1, 1, 1), (2, 2, 5))
+    shop.extract(30)
+    shop.order((3, 3, 6))
+    monkeypatch.setattr(known_rows, "_JOIN_BASE_BYTES", 2**40)  # as if the rows were many more
+    context = dataclasses.replace(shop.context(50), budget=Budget(512 * MIB, disk_bytes=100))
+    [refused] = [stage for stage in plan(context)["stages"] if stage["stage"] == "extract.settle"]
+    assert (refused["disk_bytes"], refused["fits"]) == (2 * 64, False)
+    with pytest.raises(PlanRefused, match="what joins spill of a slice needs"):
+        require_fit(context, stages=("extract",))
+    with pytest.raises(PlanRefused, match="what joins spill of a slice needs"):
+        run_stage(ExtractStage("raw"), context)
+    assert shop.versions() == [(1, 1), (2, 2)]
+    assert run_stage(ExtractStage("raw"), shop.context(50)).rows_out == 1
 
 
 def test_a_refusal_names_what_would_do_for_all_stages(world: World) -> None:

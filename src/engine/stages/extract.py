@@ -15,22 +15,20 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from engine.batching import Table
-from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import uneven_terms
 from engine.errors import SourceError
 from engine.features.footprints import label_rows_per_commit
 from engine.layout import largest_row_bytes
-from engine.memory.budget import Budget
+from engine.memory.disk import require_room
 from engine.memory.projection import Projection
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.sources import Seen, Source, Window
 from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
 from engine.sources.check import open_feed
 from engine.sources.contracts import Contract, first_contract, renewed
+from engine.sources.footprints import project_reading, project_settling
 from engine.sources.hours import Hours, hours_with, hours_without
-from engine.sources.known_rows import join_bytes
+from engine.sources.known_rows import spilled_bytes
 from engine.sources.protocol import Extent
-from engine.sources.reading import COPIES
 from engine.sources.seen_files import SCHEMA as FILES_SCHEMA
 from engine.sources.seen_files import files_table, seen_files, write_files
 from engine.spec import FILE_KEY, PipelineSpec
@@ -40,12 +38,7 @@ from engine.units import format_time, parse_time
 SLICE_ROWS = 10_000_000
 """Rows of one commit, at most: a first load of a year goes in commits of bounded size."""
 
-_PAGE_BYTES = 2**18  # on average, where columns are many
-_LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES = 2**20, 32 * 2**20  # of few: with 32 of one large row group 24 MiB are used up
-_VALUE_COPIES = 3  # of a large value: Arrow decompresses its page, decodes it, and has the batch
-_DRIVER_COPIES = 3  # of what the driver gives, before it is cut into batches: its own, one ahead, the one that is cut
-_LONGER = 1.2  # times the rows that were looked at: so much larger may others be on average
-_BEYOND_LIMIT = 16  # DuckDB passes its limit by a little: with ten million rows all other terms were used up too
+_SPILLED = "what joins spill of a slice"
 _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 
 
@@ -178,7 +171,7 @@ class ExtractStage:
         if last is not None and last["rows"] and extent.row_bytes:
             extent = replace(extent, row_bytes=max(extent.row_bytes, last["memory_bytes"] / last["rows"]))
         reserved = context.learned.reserved_bytes(self.name)
-        return task, _project(
+        return task, project_reading(
             reserved, context.budget, len(contract.stored), extent, is_files=_is_files(context.spec, self.what)
         )
 
@@ -210,8 +203,11 @@ class ExtractStage:
         chunks = _refs(read.outputs["chunks"])
         before = largest_row_bytes(context.workspace, self.app(context))
         largest = max([before, *(ref.largest_row_bytes for ref in chunks)])
-        projection = _project_settling(context, rows=sum(ref.rows for ref in chunks), largest=largest)
+        rows = sum(ref.rows for ref in chunks)
+        projection = project_settling(context, rows=rows, largest=largest)
         inputs["join_bytes"] = projection.terms["joins"]
+        needed = spilled_bytes(rows, limit_bytes=projection.terms["joins"])
+        require_room(context.workspace.scratch, needed, context.budget.disk_bytes, what=_SPILLED)
         return Task("extract.settle", f"{self.what}.{plan.n}", "engine.sources.settling:run", inputs), projection
 
 
@@ -230,12 +226,15 @@ def forecast(context: StageContext) -> list[Forecast]:
     else:
         columns = len(Contract.from_json(last["contract"]).stored)
     reserved, is_files = context.learned.reserved_bytes("extract"), context.spec.source.is_files
-    reading = _project(reserved, context.budget, columns, Extent(), is_files=is_files)
+    reading = project_reading(reserved, context.budget, columns, Extent(), is_files=is_files)
     rows = SLICE_ROWS
     found = [Forecast(reading, rows)]
     source_spec = context.spec.source
     if source_spec.lag or source_spec.is_files or source_spec.on_conflict != "newest":
-        found.append(Forecast(_project_settling(context, rows=rows), rows))
+        projection = project_settling(context, rows=rows)
+        known = min(rows, context.workspace.table("raw").rows())  # of a table that is small a slice is, too
+        disk = spilled_bytes(known, limit_bytes=projection.terms["joins"])
+        found.append(Forecast(projection, rows, disk_bytes=disk, on_disk=_SPILLED))
     return found
 
 
@@ -346,62 +345,6 @@ def _lag(spec: PipelineSpec, what: str) -> timedelta:
 
 def _is_files(spec: PipelineSpec, what: str) -> bool:
     return spec.source.is_files if what == "raw" else spec.labels_are_files
-
-
-def _project(reserved_bytes: int, budget: Budget, columns: int, extent: Extent, *, is_files: bool) -> Projection:
-    """Return what reading a range takes.
-
-    Where a row group may hold one value of unusual size, that counts up to what the budget leaves: whether it is one or
-    many small ones only reading tells.
-    """
-    pages = columns * _PAGE_BYTES
-    if is_files:  # Parquet's reader has pages too
-        pages = max(pages, min(columns * _LARGE_PAGE_BYTES, _LARGE_PAGES_BYTES))
-    terms = {
-        "batches in flight": _batches_in_flight(budget.batch_bytes, extent),
-        "row group being written": 2 * ROW_GROUP_BYTES,
-        "page of each column": pages,
-        "driver and query buffers": 24 * 2**20,
-    }
-    beyond = _VALUE_COPIES * max(0, extent.uneven_bytes - budget.batch_bytes)
-    free = budget.allowed_bytes - reserved_bytes - sum(terms.values())
-    if beyond and free > 0:
-        terms["large values of a row group"] = min(beyond, free)
-    return Projection(stage="extract", reserved_bytes=reserved_bytes, terms=terms)
-
-
-def _batches_in_flight(batch_bytes: int, extent: Extent) -> int:
-    """Return what batches hold: so many of full size, or of the rows that the driver gives, or all of a small range.
-
-    Of that a row group waits to be written, which is a term of its own. What the driver's rows take more than the
-    table's comes on top.
-    """
-    batch, beyond = batch_bytes, 0
-    if extent.batch_rows is not None:
-        given = int(extent.batch_rows * extent.row_bytes)
-        batch, beyond = min(batch_bytes, int(_LONGER * given)), _DRIVER_COPIES * max(0, given - batch_bytes)
-    held, rows = batch * COPIES + beyond, extent.batch_rows or 0
-    if extent.rows is not None:
-        whole = int(_LONGER * extent.rows * extent.row_bytes)
-        held, rows = min(held, max(min(batch, whole), whole - ROW_GROUP_BYTES)), min(rows, extent.rows)
-    wider = max(0.0, extent.driver_row_bytes - _LONGER * extent.row_bytes)
-    return held + int((_DRIVER_COPIES + 1) * rows * wider)  # and as they are filtered
-
-
-def _project_settling(context: StageContext, *, rows: int, largest: int = 0) -> Projection:
-    """Return what taking out the known ones of so many rows takes, the largest of which has ``largest`` bytes."""
-    batch = context.budget.batch_bytes
-    reserved = context.learned.reserved_bytes("extract.settle")
-    free = max(0, context.budget.allowed_bytes - reserved)
-    joins = join_bytes(rows, free_bytes=free)
-    terms = {
-        "joins": joins,
-        "joins beyond their limit": joins // _BEYOND_LIMIT,
-        "batches in flight": 2 * batch,
-        "row group being written": 2 * ROW_GROUP_BYTES,
-        **uneven_terms(largest, batch_bytes=batch, copies=2),
-    }
-    return Projection(stage="extract.settle", reserved_bytes=reserved, terms=terms)
 
 
 def _refs(values: Sequence[Mapping[str, Any]]) -> list[ChunkRef]:

@@ -22,10 +22,11 @@ from engine.learning.learners import learner
 from engine.memory.budget import Budget
 from engine.memory.projection import Projection
 from engine.sources import known_rows
+from engine.sources.footprints import project_reading, project_settling
 from engine.sources.protocol import Extent
 from engine.sources.reading import COPIES
 from engine.stage import StageContext
-from engine.stages import compact, extract, monitor, score, validate
+from engine.stages import compact, monitor, score, validate
 from engine.training import footprints as training
 from tests.shop import Shop
 
@@ -94,7 +95,7 @@ SMALL = Budget(512 * MIB, batch_bytes=BATCH)
     ],
 )
 def test_extract(columns: int, files: bool, pages: int) -> None:
-    found = extract._project(RESERVED, SMALL, columns, Extent(), is_files=files)
+    found = project_reading(RESERVED, SMALL, columns, Extent(), is_files=files)
     _check(found, BATCH * COPIES + 2 * GROUP + pages + 24 * MIB)
 
 
@@ -121,14 +122,14 @@ def test_extract(columns: int, files: bool, pages: int) -> None:
     ],
 )
 def test_extract_holds_batches_as_a_driver_gives_them_or_all_of_a_small_range(extent: Extent, batches: int) -> None:
-    found = extract._project(RESERVED, SMALL, 13, extent, is_files=False)
+    found = project_reading(RESERVED, SMALL, 13, extent, is_files=False)
     _check(found, batches + 2 * GROUP + 13 * MIB // 4 + 24 * MIB)
 
 
 @pytest.mark.parametrize("uneven", [BATCH, BATCH + 1_299_721, 10**9])
 def test_extract_holds_a_value_that_a_row_group_may_have_up_to_the_budget(uneven: int) -> None:
-    plain = extract._project(RESERVED, SMALL, 13, Extent(), is_files=True)
-    found = extract._project(RESERVED, SMALL, 13, Extent(uneven_bytes=uneven), is_files=True)
+    plain = project_reading(RESERVED, SMALL, 13, Extent(), is_files=True)
+    found = project_reading(RESERVED, SMALL, 13, Extent(uneven_bytes=uneven), is_files=True)
     _check(found, plain.projected_bytes - RESERVED + min(3 * (uneven - BATCH), 512 * MIB - plain.projected_bytes))
 
 
@@ -137,9 +138,11 @@ def test_extract_holds_a_value_that_a_row_group_may_have_up_to_the_budget(uneven
     [(7, 40 * MIB), (1_000_003, 24 * MIB + 160 * 1_000_003), (10**8, (512 * MIB - RESERVED) // 2)],
 )
 def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, rows: int, joins: int) -> None:
-    _check(extract._project_settling(context, rows=rows), joins + joins // 16 + 2 * BATCH + 2 * GROUP)
+    _check(project_settling(context, rows=rows), joins + joins // 16 + 2 * BATCH + 2 * GROUP)
+    spilled = 0 if rows == 7 else 64 * rows  # a million rows want a hair more than their limit
+    assert known_rows.spilled_bytes(rows, limit_bytes=joins - 1 if rows == 1_000_003 else joins) == spilled
     large = joins + joins // 16 + 2 * 1_299_721 + 4 * GROUP
-    _check(extract._project_settling(context, rows=rows, largest=1_299_721), large)
+    _check(project_settling(context, rows=rows, largest=1_299_721), large)
     assert known_rows.join_bytes(rows, free_bytes=512 * MIB - RESERVED) == joins
 
 
