@@ -135,6 +135,33 @@ def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime
     return kept
 
 
+def rows_within(path: Path, span: tuple[str, datetime | None, datetime]) -> float:
+    """Return about how many rows of a chunk lie in a span, as the statistics of its row groups tell.
+
+    Rows of a group that is in part inside count as if they lay evenly, half of them where only its first or last value
+    is inside: many may be of one moment.
+
+    Raises
+    ------
+    TableError
+        As ``read_batches``.
+    """
+    column, low, high = span
+    rows = 0.0
+    with _named(path), _opened(path) as file:
+        leaf = [file.metadata.schema.column(i).path for i in range(file.metadata.num_columns)].index(column)
+        for group in _row_groups(file, span):
+            found, statistics = file.metadata.row_group(group), file.metadata.row_group(group).column(leaf).statistics
+            if statistics is None or not statistics.has_min_max:
+                rows += found.num_rows
+                continue
+            first, last = statistics.min, statistics.max
+            start, end = first if low is None else max(first, low), min(last, high)
+            share = 1.0 if (start, end) == (first, last) else (end - start) / (last - first)
+            rows += found.num_rows * (share or 0.5)
+    return rows
+
+
 def largest_row_bytes(path: Path, columns: Sequence[str]) -> float:
     """Return what a row of a chunk takes in memory in the row group where rows are largest, 0 without rows."""
     with pq.ParquetFile(path) as file:

@@ -104,8 +104,12 @@ def latest_labels(events: pl.DataFrame) -> pl.DataFrame:
     """
     import polars as pl
 
-    newest = events.sort("labelled_at", "known_at", "value").unique(subset="key", keep="last", maintain_order=True)
-    return newest.filter(pl.col("value").is_not_null()).select("key", "value")
+    return latest_records(events).filter(pl.col("value").is_not_null()).select("key", "value")
+
+
+def latest_records(events: pl.DataFrame) -> pl.DataFrame:
+    """Return the last record of each key, withdrawn labels too: of several parts of the records, that of the whole."""
+    return events.sort("labelled_at", "known_at", "value").unique(subset="key", keep="last", maintain_order=True)
 
 
 def _newest(found: Sequence[pl.DataFrame]) -> pl.DataFrame | None:

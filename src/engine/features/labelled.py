@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pyarrow as pa
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.streams import most_batch_bytes, uneven_terms
-from engine.features.label_events import latest_labels
+from engine.features.label_events import latest_labels, latest_records
 from engine.memory.governor import Governor
 
 if TYPE_CHECKING:
@@ -25,10 +26,15 @@ MODEL_VALUE_BYTES = 4.0
 """What a value counts at least, of batches that models are given: encoders and learners make a number of a boolean."""
 
 _ROWS_PER_SPAN = 100_000
+_MOST_LABELS = 150_000  # records of a span that are held, before only the newest of each key are
+_EVERY_ROW = 2**62
 _COPIES = 6  # of a batch: as read, joined, with its label, filtered, as the learner wants it
 _LABEL_BYTES = 400  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
 _LABEL_BATCH_BYTES = 2**20
 _UNRETURNED_BYTES = 16 * 2**20  # freed by Polars and not given back yet
+
+
+Span = tuple[str, datetime | None, datetime | None]
 
 
 @dataclass(frozen=True)
@@ -88,35 +94,49 @@ def labelled_rows(
 
     Notes
     -----
-    Spans of event time of about 100,000 rows are taken one after another, so that memory holds the labels of one span
-    and
-    one batch. The rows and their order do not depend on the spans, nor on how the table is cut into chunks.
+    Spans of event time of about 100,000 rows are taken one after another, so that memory holds the newest labels of
+    one span and one batch. Where a span has many more, as of one moment, labels are looked up for 100,000 of
+    its rows at a time. The rows and their order do not depend on that, nor on how the table is cut into chunks.
     """
     import polars as pl
 
     names = list(dict.fromkeys(["key", "event_time", *columns]))
     part = pa.schema([schema.field(name) for name in names])
     for start, end in spans_of(chunks, low=low, high=high):
-        known = _labels_in(labels, start, end, key=schema.field("key"))
         mine = _in_time_order([chunk for chunk in chunks if chunk.may_hold("event_time", start, end)])
+        paths, span = [chunk.path for chunk in mine], ("event_time", start, end)
+        known = _labels_of_rows(labels, paths, span=span, key=schema.field("key"))
+        of_rows, left = pl.DataFrame(), 0
         for batch in read_batches(
-            [chunk.path for chunk in mine],
+            paths,
             columns=names,
             schema=part,
             batch_bytes=governor.batch_bytes,
-            span=("event_time", start, end),
+            span=span,
             least_value_bytes=MODEL_VALUE_BYTES,
         ):
-            rows = pl.DataFrame(batch).join(known, on="key", how="left", maintain_order="left")
-            label = pl.col("value")
-            if labels.absent == "negative":
-                due = pl.col("event_time") + labels.delay <= labels.known_by
-                label = pl.when(pl.col("value").is_null() & due).then(statement=False).otherwise(pl.col("value"))
-            rows = rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
-            if rows.height:
-                yield rows
+            rows = pl.DataFrame(batch)
+            while rows.height:
+                if not left:
+                    of_rows, left = next(known)
+                found = _with_label(rows.head(left), of_rows, labels)
+                rows, left = rows.slice(left), max(0, left - rows.height)
+                if found.height:
+                    yield found
             governor.passed(batch.nbytes)
-        governor.passed(known.height * _LABEL_BYTES)
+        governor.passed(of_rows.height * _LABEL_BYTES)
+
+
+def _with_label(rows: pl.DataFrame, known: pl.DataFrame, labels: LabelView) -> pl.DataFrame:
+    """Return the rows that have a label, with it."""
+    import polars as pl
+
+    rows = rows.join(known, on="key", how="left", maintain_order="left")
+    label = pl.col("value")
+    if labels.absent == "negative":
+        due = pl.col("event_time") + labels.delay <= labels.known_by
+        label = pl.when(pl.col("value").is_null() & due).then(statement=False).otherwise(pl.col("value"))
+    return rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
 
 
 def spans_of(
@@ -138,22 +158,63 @@ def spans_of(
     return out
 
 
-def _labels_in(labels: LabelView, low: datetime, high: datetime, *, key: pa.Field) -> pl.DataFrame:
+def _labels_of_rows(
+    labels: LabelView, paths: Sequence[Path], *, span: Span, key: pa.Field
+) -> Iterator[tuple[pl.DataFrame, int]]:
+    """Yield the labels of a span (key, value), each with of how many of its next rows they are: all, or a part."""
     import polars as pl
 
+    whole = _labels_in(labels, span=span, key=key)
+    if whole is not None:
+        yield whole, _EVERY_ROW
+        return
+    held: list[pl.DataFrame] = []
+    rows = 0
+    for batch in read_batches(paths, columns=["key"], span=span):
+        keys = pl.DataFrame(batch)
+        while keys.height:
+            held.append(keys.head(_ROWS_PER_SPAN - rows))
+            keys, rows = keys.slice(_ROWS_PER_SPAN - rows), rows + held[-1].height
+            if rows == _ROWS_PER_SPAN:
+                yield _labels_for(labels, pl.concat(held), span=span, key=key), rows
+                held, rows = [], 0
+    if held:
+        yield _labels_for(labels, pl.concat(held), span=span, key=key), rows
+
+
+def _labels_for(labels: LabelView, keys: pl.DataFrame, *, span: Span, key: pa.Field) -> pl.DataFrame:
+    found = _labels_in(labels, span=span, key=key, of=keys.unique())
+    if found is None:
+        raise AssertionError("the newest labels of some keys are no more than the keys")
+    return found
+
+
+def _labels_in(labels: LabelView, *, span: Span, key: pa.Field, of: pl.DataFrame | None = None) -> pl.DataFrame | None:
+    """Return the labels of a span, or of some keys in it; None where they are of too many keys to be held at once."""
+    import polars as pl
+
+    _, low, high = span
     mine = [chunk for chunk in labels.chunks if chunk.may_hold("event_time", low, high)]
-    parts = [
-        pl.DataFrame(batch).filter(pl.col("known_at") <= labels.known_by).drop("event_time")
-        for batch in read_batches(
-            [chunk.path for chunk in mine],
-            columns=["key", "event_time", "known_at", "labelled_at", "value"],
-            batch_bytes=_LABEL_BATCH_BYTES,
-            span=("event_time", low, high),
-        )
-    ]
-    if not parts:
+    held: list[pl.DataFrame] = []
+    rows = 0
+    for batch in read_batches(
+        [chunk.path for chunk in mine],
+        columns=["key", "event_time", "known_at", "labelled_at", "value"],
+        batch_bytes=_LABEL_BATCH_BYTES,
+        span=span,
+    ):
+        part = pl.DataFrame(batch).filter(pl.col("known_at") <= labels.known_by).drop("event_time")
+        if of is not None:
+            part = part.join(of, on="key", how="semi")
+        held, rows = [*held, part], rows + part.height
+        if rows > _MOST_LABELS:
+            newest = latest_records(pl.concat(held))
+            if of is None and newest.height > _ROWS_PER_SPAN:
+                return None
+            held, rows = [newest], newest.height
+    if not held:
         return pl.DataFrame(pa.schema([key.with_name("key"), pa.field("value", pa.bool_())]).empty_table())
-    return latest_labels(pl.concat(parts))
+    return latest_labels(pl.concat(held))
 
 
 def _in_time_order(chunks: Sequence[Chunk]) -> list[Chunk]:

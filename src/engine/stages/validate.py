@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.batching import Table, Workspace
+from engine.batching.chunks import fixed_width
 from engine.batching.frames import to_arrow
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.errors import LearningError
@@ -43,8 +44,10 @@ from engine.units import format_time, parse_time
 if TYPE_CHECKING:
     import polars as pl
 
-_BYTES_PER_ROW = 8 + 2 * 8 + 1  # key, two scores and a label
-_BOOTSTRAP_BYTES_PER_ROW = 60  # once no row is read any more
+_SCORED_ROW_BYTES = 2 * 8 + 1  # two scores and a label, keys aside
+_BOOTSTRAP_ROW_BYTES = 60  # once no row is read any more
+_JOINED_ROW_BYTES = 200  # of rows of two feature sets, keys of 8 bytes: 170 measured
+_TEXT_KEY_BYTES = 48
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,11 @@ class ValidateStage:
         gate = context.spec.gate.model_dump(mode="json")
         inputs = {**plan.bounds, "n": plan.n, "gate": gate, "imports": libraries}
         task = Task(self.name, f"validate.{plan.n}", "engine.stages.validate:run", inputs)
-        bundles = [model["bundle"] for model in (plan.bounds["candidate"], plan.bounds["champion"]) if model]
-        models_bytes = sum(loaded_bytes(context.workspace.root / bundle) for bundle in bundles)
-        return ((task, _project(context, int(plan.bounds["rows"]), models_bytes=models_bytes)),)
+        models = [model for model in (plan.bounds["candidate"], plan.bounds["champion"]) if model]
+        models_bytes = sum(loaded_bytes(context.workspace.root / model["bundle"]) for model in models)
+        joined = len({model["feature_set"] for model in models}) > 1
+        projection = _project(context, int(plan.bounds["rows"]), models_bytes=models_bytes, joined=joined)
+        return ((task, projection),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Log the metrics with the model, mark a challenger, enter the verdict in the ledger."""
@@ -131,17 +136,26 @@ def forecast(context: StageContext) -> list[Forecast]:
     newest = max((chunk.maximum[EVENT_TIME] for chunk in chunks), default=None)
     high = context.as_of if newest is None else min(context.as_of, newest)
     rows = span_rows(workspace, spec.feature_set, high - spec.split.validation, high) + 1
-    return [Forecast(_project(context, rows, models_bytes=2 * UNKNOWN_LOADED_BYTES), rows)]
+    history = Ledger(workspace).history()
+    champion = champion_of(history)
+    facts = trained(history, champion.version) if champion else None
+    joined = facts is not None and facts.details["feature_set"] != spec.feature_set
+    return [Forecast(_project(context, rows, models_bytes=2 * UNKNOWN_LOADED_BYTES, joined=joined), rows)]
 
 
-def _project(context: StageContext, rows: int, *, models_bytes: int) -> Projection:
+def _project(context: StageContext, rows: int, *, models_bytes: int, joined: bool) -> Projection:
+    """Return what judging takes; ``joined`` where the models are of two feature sets, and their rows are paired."""
+    schema = prepared_table(context.workspace, context.spec.feature_set).schema()
+    width = fixed_width(schema.field(KEY).type) if schema is not None else 8.0
+    key = int(width) if width is not None else _TEXT_KEY_BYTES
+    judging = rows * (_JOINED_ROW_BYTES + 4 * (key - 8) if joined else _BOOTSTRAP_ROW_BYTES)
     largest = largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
     reading = labelled_terms(context.budget.batch_bytes, largest_row_bytes=largest)
     terms = {
         **reading,
         "models": models_bytes,
-        "scores of both models": rows * _BYTES_PER_ROW,
-        "bootstrap, beyond what reading held": max(0, rows * _BOOTSTRAP_BYTES_PER_ROW - sum(reading.values())),
+        "scores of both models": rows * (_SCORED_ROW_BYTES + 2 * key),
+        "bootstrap, beyond what reading held": max(0, judging - sum(reading.values())),
     }
     return Projection(stage="validate", reserved_bytes=context.learned.reserved_bytes("validate"), terms=terms)
 
@@ -258,8 +272,14 @@ def _scores(context: ChildContext, inputs: Mapping[str, Any], model: Mapping[str
 
 
 def _paired(mine: _Scored, other: _Scored) -> tuple[_Scored, _Scored]:
-    """Return both on the rows that both have, in the candidate's order."""
+    """Return both on the rows that both have, in the candidate's order.
+
+    Of one feature set they are the same rows in the same order: nothing is joined then, which takes 150 bytes a row.
+    """
     import polars as pl
+
+    if mine.keys.equals(other.keys):
+        return mine, other
 
     left = pl.DataFrame({"key": pl.Series(mine.keys), "i": np.arange(len(mine.scores))})
     right = pl.DataFrame({"key": pl.Series(other.keys), "j": np.arange(len(other.scores))})

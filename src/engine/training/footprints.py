@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from engine.batching import Workspace
-from engine.batching.streams import uneven_terms
+from engine.batching import Chunk, Workspace
+from engine.batching.streams import rows_within, uneven_terms
 from engine.errors import PlanRefused
 from engine.features.encoders import COUNTED_CATEGORY_BYTES, MOST_CATEGORIES
 from engine.features.labelled import labelled_terms
@@ -72,14 +72,19 @@ def sampling_rate(
 
 
 def span_rows(workspace: Workspace, feature_set: str, low: datetime | None, high: datetime) -> int:
-    """Return about how many prepared rows lie in a span of event time, from the log's statistics."""
-    rows = 0.0
-    for chunk in prepared_table(workspace, feature_set).chunks():
-        start, end = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
-        inside = (min(end, high) - (start if low is None else max(start, low))).total_seconds()
-        length = max(1.0, (end - start).total_seconds())
-        rows += chunk.rows * max(0.0, min(1.0, inside / length))
-    return int(rows)
+    """Return about how many prepared rows lie in a span of event time, by the statistics of chunks and row groups."""
+    return int(
+        sum(
+            chunk.rows if _is_within(chunk, low, high) else rows_within(chunk.path, (EVENT_TIME, low, high))
+            for chunk in prepared_table(workspace, feature_set).chunks()
+            if chunk.may_hold(EVENT_TIME, low, high)
+        )
+    )
+
+
+def _is_within(chunk: Chunk, low: datetime | None, high: datetime) -> bool:
+    """Return whether all rows of a chunk lie in a span."""
+    return (low is None or chunk.minimum[EVENT_TIME] >= low) and bool(chunk.maximum[EVENT_TIME] < high)
 
 
 def fit_bytes(context: StageContext) -> int:

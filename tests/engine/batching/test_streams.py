@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.batching import ChunkWriter, read_batches
-from engine.batching.streams import read_weighed, rows_for, uneven_terms
+from engine.batching.streams import read_weighed, rows_for, rows_within, uneven_terms
 from engine.errors import TableError
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -189,3 +189,19 @@ def test_booleans_that_will_be_numbers_come_in_batches_as_large_as_numbers(tmp_p
         for least in (0.0, 4.0, 8.0)
     }
     assert rows == {0.0: 10_000, 4.0: 2_000, 8.0: 1_000}
+
+
+def test_rows_of_a_span_are_counted_by_row_groups_moments_and_all(tmp_path: Path) -> None:
+    (chunk,) = _chunks(tmp_path, rows=8_000)  # a row a minute
+    groups = pq.read_metadata(chunk).num_row_groups
+    assert groups > 2
+    for low, high in ((0, 8_000), (1_234, 6_789), (7_000, 9_000)):
+        about = rows_within(chunk, ("at", START + timedelta(minutes=low), START + timedelta(minutes=high)))
+        assert about == pytest.approx(min(high, 8_000) - low, abs=2)
+    moments = pa.table(
+        {"at": [START + timedelta(days=row // 500) for row in range(2_000)]}, schema=pa.schema([SCHEMA[1]])
+    )
+    pq.write_table(moments, tmp_path / "moments.parquet", row_group_size=500)
+    assert rows_within(tmp_path / "moments.parquet", ("at", START, START + timedelta(days=2))) == 1_000
+    pq.write_table(moments, tmp_path / "two.parquet", row_group_size=1_000)
+    assert rows_within(tmp_path / "two.parquet", ("at", START + timedelta(days=3), START + timedelta(days=4))) == 500

@@ -256,7 +256,7 @@ def test_each_stage_that_reads_rows_holds_the_largest_as_often_as_a_batch(
             "sort": footprints.project_sort(context, ROWS, ROW_BYTES),
             "cache": training.project_cache(context),
             "fit": training.project_fit(context, ROWS),
-            "validate": validate._project(context, ROWS, models_bytes=MODEL),
+            "validate": validate._project(context, ROWS, models_bytes=MODEL, joined=False),
             "score": score._project(context, ROWS, model_bytes=MODEL),
             "monitor": monitor._projection(context, since=None, drift_of=""),
         }
@@ -301,8 +301,18 @@ def test_training_names_a_budget_in_which_the_positives_fit(context: StageContex
 
 @pytest.mark.parametrize("rows", [ROWS, 10_000_019])
 def test_validation_takes_the_larger_of_reading_and_the_bootstrap(context: StageContext, rows: int) -> None:
-    found = validate._project(context, rows, models_bytes=MODEL)
-    assert found.projected_bytes == RESERVED + MODEL + rows * 25 + max(LABELLED, rows * 60)
+    found = validate._project(context, rows, models_bytes=MODEL, joined=False)
+    assert found.projected_bytes == RESERVED + MODEL + rows * 33 + max(LABELLED, rows * 60)
+    joined = validate._project(context, rows, models_bytes=MODEL, joined=True)
+    assert joined.projected_bytes == RESERVED + MODEL + rows * 33 + max(LABELLED, rows * 200)
+
+
+def test_validation_holds_the_keys_of_both_models_rows(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, width in ((pa.int32(), 4), (pa.string(), 48)):
+        table = context.workspace.table("of keys")
+        monkeypatch.setattr(type(table), "schema", lambda _, kind=kind: pa.schema([("key", kind)]))
+        found = validate._project(context, ROWS, models_bytes=MODEL, joined=False)
+        assert found.terms["scores of both models"] == ROWS * (17 + 2 * width)
 
 
 def test_scoring(context: StageContext) -> None:
