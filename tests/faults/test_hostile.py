@@ -18,6 +18,7 @@ _WHOLE = dict.fromkeys(STAGES, "ok")
 _STOPPED = {  # at which stage, and what it says
     "fat rows": ("extract", "budget", ["rows.parquet", "row group", "--memory"]),
     "2,000 columns": ("extract", "refused", ["page of each column", "--memory"]),
+    "200 booleans": ("train", "refused", ["encoders and drift reference", "--memory"]),
     "zero rows": ("train", "error", ["there are no prepared rows to train on", "headrace run"]),
     "damaged row group": ("extract", "error", ["rows.parquet cannot be read", "row group", "move a damaged one away"]),
     "truncated": ("extract", "error", ["rows.parquet cannot be read", "move a damaged one away"]),
