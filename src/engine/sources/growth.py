@@ -28,6 +28,6 @@ class Growth:
         return min(most, _FIRST_BYTES) if self._factor is None else max(1, int(most / self._factor))
 
     def saw(self, source_bytes: int, table_bytes: int) -> None:
-        """Say what a batch was as the source gave it, and as the table has it."""
-        if source_bytes:
+        """Say what a batch was as the source gave it, and as the table has it; one that was rejected tells nothing."""
+        if source_bytes and table_bytes:
             self._factor = max(1.0, table_bytes / source_bytes)
