@@ -21,6 +21,9 @@ from engine.errors import TableError
 BatchBytes = int | Callable[[], int]
 """Upper bound of a batch in memory, or a function that is asked for it again and again: the governor's current one."""
 
+Within = tuple[str, datetime | None, datetime | None]
+"""``(column, low, high)``: rows with ``low <= column < high``; None is unbounded."""
+
 _DEFAULT_BYTES_PER_ROW = 256.0  # of a group without rows
 _ALIKE = 2.0  # times: rows of such sizes are read with one size of batch
 _MAX_ROWS = 131_072
@@ -32,7 +35,7 @@ def read_batches(
     columns: Sequence[str] | None = None,
     batch_bytes: BatchBytes = 8 * 2**20,
     schema: pa.Schema | None = None,
-    span: tuple[str, datetime | None, datetime | None] | None = None,
+    span: Within | None = None,
     after_rows: int = 0,
     least_value_bytes: float = 0.0,
 ) -> Iterator[pa.RecordBatch]:
@@ -49,7 +52,7 @@ def read_batches(
     schema
         Types of ``columns``; needed only where a file may lack one.
     span
-        ``(column, low, high)``: only rows with ``low <= column < high``; None is unbounded.
+        Only these rows.
     after_rows
         So many of these rows are passed over: a reader that was stopped goes on behind them.
     least_value_bytes
@@ -96,7 +99,7 @@ def _read_one(
     columns: Sequence[str] | None,
     batch_bytes: int,
     schema: pa.Schema | None,
-    span: tuple[str, datetime | None, datetime | None] | None,
+    span: Within | None,
     least_value_bytes: float,
 ) -> Iterator[pa.RecordBatch]:
     with _opened(path) as file:
@@ -114,7 +117,7 @@ def _read_one(
                     yield from sliced(_select(kept, wanted, schema), batch_bytes)
 
 
-def _row_groups(file: pq.ParquetFile, span: tuple[str, datetime | None, datetime | None] | None) -> list[int]:
+def _row_groups(file: pq.ParquetFile, span: Within | None) -> list[int]:
     """Return the row groups that may hold rows of the span, by their own statistics."""
     every = list(range(file.metadata.num_row_groups))
     if span is None:
@@ -168,9 +171,7 @@ def largest_row_bytes(path: Path, columns: Sequence[str]) -> float:
         return max(_row_sizes(file, columns), default=0.0)
 
 
-def read_weighed(
-    paths: Sequence[Path], *, of: Sequence[str], span: tuple[str, datetime | None, datetime | None]
-) -> Iterator[tuple[pa.Array, float]]:
+def read_weighed(paths: Sequence[Path], *, of: Sequence[str], span: Within) -> Iterator[tuple[pa.Array, float]]:
     """Yield a span's column of its rows, each part with what its rows take of other columns, in bytes on average.
 
     Parameters

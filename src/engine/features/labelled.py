@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import most_batch_bytes, uneven_terms
+from engine.batching.streams import Within, most_batch_bytes, uneven_terms
 from engine.features.label_events import latest_labels, latest_records
 from engine.memory.governor import Governor
 
@@ -32,9 +32,6 @@ _COPIES = 6  # of a batch: as read, joined, with its label, filtered, as the lea
 _LABEL_BYTES = 400  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
 _LABEL_BATCH_BYTES = 2**20
 _UNRETURNED_BYTES = 16 * 2**20  # freed by Polars and not given back yet
-
-
-Span = tuple[str, datetime | None, datetime | None]
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ def spans_of(
 
 
 def _labels_of_rows(
-    labels: LabelView, paths: Sequence[Path], *, span: Span, key: pa.Field
+    labels: LabelView, paths: Sequence[Path], *, span: Within, key: pa.Field
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Yield the labels of a span (key, value), each with of how many of its next rows they are: all, or a part."""
     import polars as pl
@@ -182,14 +179,16 @@ def _labels_of_rows(
         yield _labels_for(labels, pl.concat(held), span=span, key=key), rows
 
 
-def _labels_for(labels: LabelView, keys: pl.DataFrame, *, span: Span, key: pa.Field) -> pl.DataFrame:
+def _labels_for(labels: LabelView, keys: pl.DataFrame, *, span: Within, key: pa.Field) -> pl.DataFrame:
     found = _labels_in(labels, span=span, key=key, of=keys.unique())
     if found is None:
         raise AssertionError("the newest labels of some keys are no more than the keys")
     return found
 
 
-def _labels_in(labels: LabelView, *, span: Span, key: pa.Field, of: pl.DataFrame | None = None) -> pl.DataFrame | None:
+def _labels_in(
+    labels: LabelView, *, span: Within, key: pa.Field, of: pl.DataFrame | None = None
+) -> pl.DataFrame | None:
     """Return the labels of a span, or of some keys in it; None where they are of too many keys to be held at once."""
     import polars as pl
 
