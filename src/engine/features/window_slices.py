@@ -123,10 +123,11 @@ class _Spans:
         """Take over the chunks of the spans before one, and say that another try may begin with it.
 
         Not where their segments are still on their way to the disk: to wait for it would cost more than it may save.
+        Nor behind the last one: a slice of no spans cannot be run.
         """
         chunks = writing.result()
         self._chunks += chunks
-        if not chunks or not all(synced.done() for synced in self._syncing[:number]):
+        if not chunks or number == len(self._spans) or not all(synced.done() for synced in self._syncing[:number]):
             return
         written = {name: refs for name, refs in self._segments.items() if name != self._prefix(number)}
         self._scope.checkpoint(
