@@ -1,7 +1,7 @@
 """Tables that are small on disk and large in memory, or broken: each a directory of files, written by batches.
 
-All have ``id``, ``at`` (the event time), ``customer`` and ``x``; what is hostile comes beside. ``write_labels`` says
-which rows were positive. What the stages make of them is ``hostile_matrix.py``.
+All have ``id``, ``at`` (the event time), ``customer`` and ``x``; what is hostile comes beside. Labels say which rows
+were positive. What the stages make of them is ``hostile_matrix.py``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,20 @@ class Hostile:
 
     write: Callable[[Path, float], int]  # returns rows
     features: Mapping[str, Any] = field(default_factory=lambda: {"numeric": ["x"]})
+    key: Callable[[_Numbers], pa.Array] = pa.array  # of a row, as its label has it, too
+
+    def write_labels(self, directory: Path, rows: int) -> None:
+        """Write a label for every row, known an hour after it: positive more often where ``x`` is large."""
+        directory.mkdir()
+        key = self.key(np.empty(0, np.int64)).type
+        schema = pa.schema([("id", key), ("good", pa.bool_()), ("known_at", STAMP)])
+        with pq.ParquetWriter(directory / "labels.parquet", schema) as writer:
+            for low, count in _parts(rows):
+                columns = base(low, count, total=rows)
+                numbers = columns["id"].to_numpy()
+                good = pa.array(numbers * 40_503 % 65_537 / 65_537.0 < 0.05 + 0.25 * columns["x"].to_numpy())
+                known = pa.array(columns["at"].cast(pa.int64()).to_numpy() + 3_600_000_000).cast(STAMP)
+                writer.write_table(pa.table([self.key(numbers), good, known], schema=schema))
 
 
 def base(low: int, rows: int, *, total: int, customers: int = 1_000) -> dict[str, pa.Array]:
@@ -45,19 +59,6 @@ def base(low: int, rows: int, *, total: int, customers: int = 1_000) -> dict[str
         "customer": pa.array(number * 7_919 % customers),
         "x": pa.array(noise),
     }
-
-
-def write_labels(directory: Path, rows: int) -> None:
-    """Write a label for every row, known an hour after it: positive more often where ``x`` is large."""
-    directory.mkdir()
-    schema = pa.schema([("id", pa.int64()), ("good", pa.bool_()), ("known_at", STAMP)])
-    with pq.ParquetWriter(directory / "labels.parquet", schema) as writer:
-        for low, count in _parts(rows):
-            columns = base(low, count, total=rows)
-            chance = (columns["id"].to_numpy() * 40_503 % 65_537) / 65_537.0
-            good = pa.array(chance < 0.05 + 0.25 * columns["x"].to_numpy())
-            known = pa.array(columns["at"].cast(pa.int64()).to_numpy() + 3_600_000_000).cast(STAMP)
-            writer.write_table(pa.table([columns["id"], good, known], schema=schema))
 
 
 def _parts(rows: int, batch: int = _BATCH) -> Iterator[tuple[int, int]]:
@@ -246,6 +247,19 @@ def narrow_text(directory: Path, scale: float) -> int:
     return rows
 
 
+def long_keys(directory: Path, scale: float) -> int:
+    """Write keys of 300 letters, of rows and, of windows, of customers."""
+
+    def columns(n: _Numbers) -> Mapping[str, pa.Array]:
+        return {"id": _long(n), "customer": _long(n * 7_919 % 200_000)}
+
+    return _write(directory / "rows.parquet", int(1_000_000 * scale), columns, batch=20_000)
+
+
+def _long(numbers: _Numbers) -> pa.Array:
+    return _texts(numbers, "k" * 290)
+
+
 def _digits(numbers: _Numbers) -> dict[str, pa.Array]:
     return {f"d{i}": pa.array((numbers + i) % 7) for i in range(20)}
 
@@ -273,6 +287,11 @@ TABLES: dict[str, Hostile] = {
     "tiny files": Hostile(tiny_files),
     "200 booleans": Hostile(booleans, {"numeric": ["x", *(f"b{i}" for i in range(200))]}),
     "narrow text": Hostile(narrow_text, {"numeric": ["x", "d0"]}),
+    "long keys": Hostile(
+        long_keys,
+        {"numeric": ["x"], "windows": [*_WINDOWS, {**_WINDOWS[0], "over": "labels", "statistics": ["count", "rate"]}]},
+        _long,
+    ),
 }
 
 

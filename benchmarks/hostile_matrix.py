@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.hostile import SPAN, START, TABLES, pipeline, write_labels
+from benchmarks.hostile import SPAN, START, TABLES, pipeline
 from benchmarks.results import Contender, write_results
 from engine.errors import HeadraceError, MemoryBudgetExceeded, PlanRefused, TaskCrashed
 from engine.events import TaskEnded
@@ -99,7 +99,7 @@ def main() -> None:
             directory = Path(scratch).absolute()
             (directory / "rows").mkdir()
             rows = TABLES[name].write(directory / "rows", given.scale)
-            write_labels(directory / "labels", rows)
+            TABLES[name].write_labels(directory / "labels", rows)
             for memory in [given.memory] if given.memory else BUDGETS:
                 cells = _run(name, directory, memory=memory, seconds=given.seconds)
                 found.setdefault(name, {})[memory] = cells

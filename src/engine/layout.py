@@ -9,11 +9,14 @@ from typing import Any
 import pyarrow as pa
 
 from engine.batching import ChunkWriter, Table, Workspace
+from engine.batching.streams import held_bytes
 from engine.refs import ChunkRef
 from engine.spec import FILE, PipelineSpec
 
 KEY, EVENT_TIME, BASELINE = "key", "event_time", "baseline"
 """Columns of ``prepared`` beside the features."""
+
+_NUMBER_BYTES = 8.0
 
 
 def prepared_table(workspace: Workspace, feature_set: str) -> Table:
@@ -110,6 +113,19 @@ def bounds_of(spec: PipelineSpec, table: str) -> tuple[str, ...]:
 def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:
     """Return the plan that an app wrote down and has not committed, or None: it is resumed by the stage's next run."""
     return workspace.journal.plan(app, primary_table(workspace, app).transaction(app) + 1)
+
+
+def key_bytes(workspace: Workspace) -> float:
+    """Return what a key takes in memory on average, by the newest label records; a number's before any."""
+    return columns_bytes(workspace.table("labels"), [KEY])
+
+
+def columns_bytes(table: Table, columns: Sequence[str]) -> float:
+    """Return what some columns of a table take in memory for each row, those of a table without a schema as numbers."""
+    schema = table.schema()
+    if schema is None:
+        return _NUMBER_BYTES * len(columns)
+    return held_bytes([chunk.path for chunk in table.chunks()], [schema.field(name) for name in columns])
 
 
 def largest_row_bytes(workspace: Workspace, app: str) -> int:

@@ -11,8 +11,7 @@ import pytest
 from engine.batching import Workspace
 from engine.batching.runs import last_reports
 from engine.errors import PlanRefused
-from engine.features import footprints
-from engine.features.footprints import label_rows_per_commit, project_labels
+from engine.features.footprints import LabelBytes, label_rows_per_slice, project_labels
 from engine.memory.budget import Budget
 from engine.planning import plan, require_fit
 from engine.refs import StageReport
@@ -130,13 +129,16 @@ def test_batches_are_smaller_where_only_they_are_too_large(world: World) -> None
     assert tight - MIB < judged["projected_bytes"] <= tight
 
 
-def test_commits_of_labels_are_as_large_as_prepare_can_hold(world: World) -> None:
-    for allowed in (100 * MIB, 160 * MIB, 256 * MIB, 512 * MIB):
-        context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(allowed, disk_bytes=2**40))
-        rows = label_rows_per_commit(context)
-        assert 10_000 <= rows <= 250_000
-        assert project_labels(context, rows).projected_bytes <= allowed
-    assert rows == 250_000
+def test_slices_of_labels_are_as_large_as_prepare_can_hold(world: World) -> None:
+    most = []
+    for key in (8.0, 300.0):
+        for allowed in (100 * MIB, 160 * MIB, 256 * MIB, 512 * MIB):
+            context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(allowed, disk_bytes=2**40))
+            held = LabelBytes(key=key, window_keys=5 * 32.0)
+            most.append(label_rows_per_slice(context, held))
+            assert project_labels(context, most[-1], held).projected_bytes <= allowed
+    assert 1_000 < most[0] < most[3] == 250_000
+    assert 1_000 < most[4] < most[7] < 250_000
 
 
 def test_the_last_run_is_all_of_its_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,18 +188,15 @@ def test_a_training_is_planned_for_the_rows_of_its_span(march: tuple[World, dict
     assert 0 < part < whole < world.workspace.table("raw").rows()
 
 
-def test_commits_of_labels_that_are_there_are_planned_as_they_are(
-    prepared_world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_that_are_there_are_planned_in_parts_that_fit(prepared_world: World) -> None:
     """A feature set that is new, under a smaller budget than they were extracted with, reads them from the first on."""
-    monkeypatch.setattr(footprints, "_LEAST_LABELS", 1_000)
     world = prepared_world
     features = world.spec.features.model_copy(update={"numeric": ("distance",)})
     context = dataclasses.replace(
         world.context(FEBRUARY),
         spec=world.spec.model_copy(update={"features": features}),
-        budget=Budget(70 * MIB, disk_bytes=2**40),
+        budget=Budget(92 * MIB, disk_bytes=2**40),
     )
     [labels] = [one for one in plan(context)["stages"] if one["stage"] == "prepare.labels"]
-    assert label_rows_per_commit(context) == 1_000 < labels["rows"] == world.workspace.table("labels").rows()
-    assert not labels["fits"]
+    assert 1_000 <= labels["rows"] < world.workspace.table("labels").rows()
+    assert labels["fits"], labels["error"]

@@ -4,6 +4,7 @@ the cursor showed, once. What a kill does to the stages after it is ``test_kill.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -204,7 +205,8 @@ def test_killed_at_random_moments_while_rows_change_in_between(fresh: Payments, 
                 targets = _children(process) if victim == "child" else [psutil.Process(process.pid)]
                 children = _children(process)
                 for one in targets:
-                    one.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since it was looked for
+                        one.kill()
                 process.communicate(timeout=60)
                 _, alive = psutil.wait_procs(children, timeout=10)
                 assert not alive, f"seed {seed}: {alive} outlived their parent"

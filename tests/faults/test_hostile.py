@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hostile import TABLES, write_labels
+from benchmarks.hostile import TABLES
 from benchmarks.hostile_matrix import STAGES, Cell, run_cells
 
 pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
@@ -29,7 +29,7 @@ def _cells(name: str, directory: Path, *, memory: str = "256MiB") -> dict[str, C
     if not (directory / "rows").exists():
         (directory / "rows").mkdir()
         rows = TABLES[name].write(directory / "rows", 0.05)
-        write_labels(directory / "labels", rows)
+        TABLES[name].write_labels(directory / "labels", rows)
     return {cell.stage: cell for cell in run_cells(name, directory, memory=memory)}
 
 

@@ -27,6 +27,7 @@ Within = tuple[str, datetime | None, datetime | None]
 _DEFAULT_BYTES_PER_ROW = 256.0  # of a group without rows
 _ALIKE = 2.0  # times: rows of such sizes are read with one size of batch
 _MAX_ROWS = 131_072
+_LOOKED_AT = 8  # chunks
 
 
 def read_batches(
@@ -165,10 +166,30 @@ def rows_within(path: Path, span: tuple[str, datetime | None, datetime]) -> floa
     return rows
 
 
-def largest_row_bytes(path: Path, columns: Sequence[str]) -> float:
-    """Return what a row of a chunk takes in memory in the row group where rows are largest, 0 without rows."""
+def mean_row_bytes(path: Path, columns: Sequence[str]) -> float:
+    """Return what a row of a chunk takes in memory on average in the row group where rows are largest, 0 without rows.
+
+    Of the columns, those that the chunk has.
+    """
     with pq.ParquetFile(path) as file:
-        return max(_row_sizes(file, columns), default=0.0)
+        present = set(file.schema_arrow.names)
+        return max(_row_sizes(file, [name for name in columns if name in present]), default=0.0)
+
+
+def held_bytes(paths: Sequence[Path], fields: Sequence[pa.Field]) -> float:
+    """Return what a row of some chunks takes of some columns in memory, on average, where it takes most of them.
+
+    Parameters
+    ----------
+    paths
+        Newest last: where values have no fixed width, the footers of some of the last are read.
+    """
+    widths = [fixed_width(one.type) for one in fields]
+    fixed = sum(width for width in widths if width is not None)
+    if None not in widths:
+        return fixed
+    columns = [one.name for one in fields]
+    return max((mean_row_bytes(path, columns) for path in paths[-_LOOKED_AT:]), default=fixed)
 
 
 def read_weighed(paths: Sequence[Path], *, of: Sequence[str], span: Within) -> Iterator[tuple[pa.Array, float]]:

@@ -7,6 +7,8 @@ and ``row_streams.py``.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.streams import uneven_terms
 from engine.features.label_slices import label_window_keys
@@ -15,9 +17,15 @@ from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
 from engine.features.tiers import FAN_IN, TIER_KEY_BYTES, TIER_PAIR_BYTES
-from engine.features.window_plans import search_threads, segment_plans, window_block_bytes, window_bytes_per_row
+from engine.features.window_plans import (
+    SegmentPlan,
+    search_threads,
+    segment_plans,
+    window_block_bytes,
+    window_bytes_per_row,
+)
 from engine.features.window_slices import tier_keys
-from engine.layout import largest_row_bytes
+from engine.layout import columns_bytes, key_bytes, largest_row_bytes
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 
@@ -30,8 +38,9 @@ _GATHER_COPIES = 3  # the span as read, and key, cursor and event time while the
 _SEARCH_COPIES = 6  # a batch, its transform and results
 _STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
 _LABEL_COPIES, _WINDOW_KEY_COPIES = 6, 5  # keys come from raw: a label record is read without them
-_LABEL_BYTES = 64  # a label record in memory, before its window keys
-_WINDOW_KEY_BYTES = 32  # of a label record, each
+_LABEL_BYTES = 56  # a label record in memory, beside its key and its window keys
+_WINDOW_KEY_BYTES = 24  # of a label record, each, beside what it holds
+_TEXT_COPIES = 4  # of keys and of values that are counted, beyond those of a number: read, distinct, in order, known
 _SEGMENT_ROW_BYTES = 48  # of label events while their segments are built
 _UNRETURNED_BYTES = 12 * 2**20  # freed by Polars and not given back yet
 _ENGINE_BYTES = 28 * 2**20  # of Polars' streaming engine
@@ -43,12 +52,12 @@ _WINDOWED_SHARE = 0.9  # of what is free beside the rows, for the spans in fligh
 _MOST_SPAN_ROWS = 1_000_000
 _LEAST_SPAN_ROWS = 64  # with fewer, a plan of spans would be larger than what it saves: such a slice is divided
 _SPANS, _BUILDING, _TIER = "spans in flight", "segment being built", "tier being made"
-_RESULTS = "window results"
-_ROW_TERMS = (_SPANS, _BUILDING, _TIER, _RESULTS)
+_RESULTS, _TEXTS = "window results", "texts of keys"
+_ROW_TERMS = (_SPANS, _BUILDING, _TIER, _TEXTS, _RESULTS)
 _LABELS, _LABEL_SEGMENTS = "label records", "window segments in hand"
 _LABEL_TERMS = (_LABELS, _LABEL_SEGMENTS)
-_MOST_LABELS, _LEAST_LABELS = 250_000, 10_000  # of one commit
-_LABELS_SHARE = 0.8  # of what is free: those that waited for their rows come on top
+_MOST_LABELS, _LEAST_LABELS = 250_000, 1_000  # of one slice
+_LABELS_SHARE = 0.9  # of what is free
 _ROW_BYTES_COMMITS = 100
 
 
@@ -75,31 +84,56 @@ def rows_per_span(context: StageContext, row_bytes: float) -> int:
 def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
     """Return how many rows, of ``row_bytes`` in memory each, a span with windows may hold."""
     most = project_windows(context, _MOST_SPAN_ROWS, row_bytes)
-    of_rows = sum(most.terms[name] for name in _ROW_TERMS)
+    of_rows = sum(most.terms.get(name, 0) for name in _ROW_TERMS)
     free = context.budget.allowed_bytes - (most.projected_bytes - of_rows)
     row = of_rows / _MOST_SPAN_ROWS
     return max(_LEAST_SPAN_ROWS, min(_MOST_SPAN_ROWS, int(_WINDOWED_SHARE * free / row)))
 
 
-def label_rows_per_commit(context: StageContext) -> int:
-    """Return how many label records a commit has at most: joining them holds all of them at once."""
-    most = project_labels(context, _MOST_LABELS)
+@dataclass(frozen=True)
+class LabelBytes:
+    """What a label record takes in memory on average, where newest chunks have the largest."""
+
+    key: float
+    window_keys: float  # all columns that windows over labels are keyed by
+
+    @classmethod
+    def of(cls, context: StageContext) -> LabelBytes:
+        """Return what the workspace's tables say."""
+        columns = label_window_keys(context.spec)
+        held = columns_bytes(context.workspace.table("raw"), columns)
+        return cls(key_bytes(context.workspace), held + _WINDOW_KEY_BYTES * len(columns))
+
+
+def label_rows_per_slice(context: StageContext, held: LabelBytes) -> int:
+    """Return how many label records a slice has at most: joining them holds all of them at once."""
+    most = project_labels(context, _MOST_LABELS, held)
     of_rows = sum(most.terms[name] for name in _LABEL_TERMS)
     free = context.budget.allowed_bytes - (most.projected_bytes - of_rows)
     return max(_LEAST_LABELS, min(_MOST_LABELS, int(_LABELS_SHARE * free * _MOST_LABELS / of_rows)))
 
 
-def project_labels(context: StageContext, rows: int) -> Projection:
-    """Return what joining a commit of so many label records takes."""
-    keys = _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
+def project_labels(context: StageContext, rows: int, held: LabelBytes) -> Projection:
+    """Return what joining a slice of so many label records takes."""
+    table, record = context.spec.feature_set, _LABEL_BYTES + held.key
+    base = record + held.window_keys
+    copies = (record * _LABEL_COPIES + held.window_keys * _WINDOW_KEY_COPIES) / base
     terms = {
-        _LABELS: rows * (_LABEL_BYTES * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES),
-        "batches in flight": min(3 * context.budget.batch_bytes, rows * _LABEL_BYTES),
+        _LABELS: int(rows * context.learned.row_bytes("prepare.labels", table, base=base, copies=copies)),
+        "batches in flight": min(3 * context.budget.batch_bytes, int(rows * record)),
         _LABEL_SEGMENTS: rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
     }
-    return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms)
+    return Projection(
+        stage="prepare.labels",
+        reserved_bytes=_reserved(context),
+        terms=terms,
+        rows=rows,
+        row_term=_LABELS,
+        table=table,
+        base_row_bytes=base,
+    )
 
 
 def project_windows(
@@ -131,6 +165,8 @@ def project_windows(
         )
         for plan in plans
     ]
+    raw = context.workspace.table("raw")
+    text = max([0.0, *(columns_bytes(raw, columns) - 8 * len(columns) for columns in map(_compared, plans))])
     counted = max((len(plan.distinct) for plan in plans), default=0)
     threads = context.budget.threads if alone else search_threads(context.budget.threads)
     blocks = [window_block_bytes(window, rows=rows, threads=threads) for window in windows]
@@ -147,6 +183,7 @@ def project_windows(
         _SPANS: int(rows * held),
         _BUILDING: min(rows, SEGMENT_ROWS) * max(building, default=0),
         _TIER: tier_keys(rows) * (TIER_KEY_BYTES + TIER_PAIR_BYTES * counted) if tiers else 0,
+        **({_TEXTS: int(min(rows, SEGMENT_ROWS) * _TEXT_COPIES * text)} if text else {}),
         _RESULTS: results + rows * (8 if alone else 16) * columns,
         "blocks being searched": max(blocks, default=0),
         **beside,
@@ -163,6 +200,11 @@ def project_windows(
         table=table,
         base_row_bytes=base,
     )
+
+
+def _compared(plan: SegmentPlan) -> list[str]:
+    """Return the columns of a segment whose values themselves are kept."""
+    return list(dict.fromkeys([*plan.keys, *plan.distinct]))
 
 
 def project_stream(context: StageContext, rows: int, row_bytes: float) -> Projection:

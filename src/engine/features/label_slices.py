@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
 from engine.batching.atomic import sync_files
+from engine.batching.streams import BatchBytes
 from engine.batching.tables import chunk_prefix
 from engine.features.label_events import join_labels, label_event_schema
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
@@ -30,14 +31,17 @@ def run(task: Task, scope: Scope) -> TaskResult:
     context = ChildContext.of(scope.context)
     spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
     feature_set = spec.feature_set
-    labels = _read_labels(workspace, feature_set, task.inputs, scope)
-    keys = label_window_keys(spec)
     raw = workspace.table("raw")
-    schema = raw.schema()
-    if schema is None or not labels.num_rows:
-        label_batches: Iterator[pa.RecordBatch] = iter(())
-    else:
-        label_batches = _raw_of_labels(raw, labels, spec=spec, keys=keys, raw_n=int(task.inputs["raw_n"]), scope=scope)
+    schema, order = raw.schema(), workspace.table("labels").schema()
+    keys = label_window_keys(spec)
+    batch_bytes = scope.governor.batch_bytes
+    new = _table(_new_labels(workspace, task.inputs, batch_bytes=batch_bytes), order)
+    waited = _table(_waiting_labels(workspace, feature_set, task.inputs, batch_bytes=batch_bytes), order)
+    labels = pa.concat_tables([new, waited])
+    # Those that waited have no row among those that they were looked for in.
+    sought = [(0, new), (int(task.inputs["raw_after_n"]), waited)]
+    chunks = [] if schema is None else _chunks_of(raw, sought, key=spec.source.key, raw_n=int(task.inputs["raw_n"]))
+    label_batches = _raw_of_labels(chunks, spec=spec, keys=keys, scope=scope)
     found, waiting = join_labels(
         labels,
         label_batches,
@@ -54,9 +58,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
         for batch in found.to_batches(max_chunksize=SEGMENT_ROWS):
             written.write(batch)
             scope.batch_done(batch.num_rows, batch.nbytes)
-    with ChunkWriter(
-        _pending_dir(workspace, feature_set), prefix=chunk_prefix(n, "labels"), schema=labels.schema
-    ) as left:
+    left = ChunkWriter(waiting_path(workspace, feature_set), prefix=chunk_prefix(n, "labels"), schema=labels.schema)
+    with left:
         for batch in waiting.to_batches():
             left.write(batch)
     segments = build_segments(
@@ -71,8 +74,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
         task=task.name,
         outputs={
             "chunks": [to_json(ref) for ref in written.chunks],
-            "pending": [ref.path for ref in left.chunks],
-            "pending_rows": waiting.num_rows,
+            "waiting": {ref.path: ref.rows for ref in left.chunks},
             "segments": [to_json(ref) for ref in segments.refs],
         },
         rows_in=labels.num_rows,
@@ -81,34 +83,61 @@ def run(task: Task, scope: Scope) -> TaskResult:
     )
 
 
-def label_chunks(workspace: Workspace, bounds: Mapping[str, Any]) -> list[Chunk]:
-    """Return the chunks of labels that a slice takes."""
-    chunks = workspace.table("labels").chunks(newest_n=int(bounds["through_n"]))
-    return [chunk for chunk in chunks if chunk.n > int(bounds["after_n"])]
+def waiting_path(workspace: Workspace, feature_set: str, name: str = "") -> Path:
+    """Return where a file of labels is whose row has not come, or, without a name, all of them."""
+    return workspace.root / "pending" / feature_set / name
 
 
-def _pending_dir(workspace: Workspace, feature_set: str) -> Path:
-    return workspace.root / "pending" / feature_set
+def _new_labels(workspace: Workspace, given: Mapping[str, Any], *, batch_bytes: BatchBytes) -> Iterator[pa.RecordBatch]:
+    first, last = given["rows"]
+    for chunk in workspace.table("labels").chunks(newest_n=int(given["through_n"])):
+        if chunk.n <= int(given["after_n"]):
+            continue
+        if first < min(chunk.rows, last):
+            yield from _rows_of(chunk.path, first, min(chunk.rows, last), batch_bytes=batch_bytes)
+        first, last = max(0, first - chunk.rows), max(0, last - chunk.rows)
 
 
-def _read_labels(workspace: Workspace, feature_set: str, bounds: Mapping[str, Any], scope: Scope) -> pa.Table:
-    paths = [chunk.path for chunk in label_chunks(workspace, bounds)]
-    paths += [_pending_dir(workspace, feature_set) / name for name in bounds["pending"]]
-    batches = list(read_batches(paths, batch_bytes=scope.governor.batch_bytes))
-    schema = workspace.table("labels").schema()
-    return pa.Table.from_batches(batches, schema=batches[0].schema if batches else schema)
+def _waiting_labels(
+    workspace: Workspace, feature_set: str, given: Mapping[str, Any], *, batch_bytes: BatchBytes
+) -> Iterator[pa.RecordBatch]:
+    for name, (first, last) in given["waiting"].items():
+        yield from _rows_of(waiting_path(workspace, feature_set, name), first, last, batch_bytes=batch_bytes)
+
+
+def _rows_of(path: Path, first: int, last: int, *, batch_bytes: BatchBytes) -> Iterator[pa.RecordBatch]:
+    left = last - first
+    for batch in read_batches([path], batch_bytes=batch_bytes, after_rows=first):
+        yield batch.slice(0, left)
+        left -= batch.num_rows
+        if left <= 0:
+            return
+
+
+def _table(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_batches([batch.select(schema.names).cast(schema) for batch in batches], schema=schema)
+
+
+def _chunks_of(raw: Table, sought: Sequence[tuple[int, pa.Table]], *, key: str, raw_n: int) -> list[Chunk]:
+    """Return the chunks that may hold rows of labels, which come with the n that those lie behind."""
+    extents = []
+    for after_n, labels in sought:
+        if labels.num_rows:
+            extent = pc.min_max(labels.column("key"))
+            extents.append((after_n, extent["min"].as_py(), extent["max"].as_py()))
+    return [
+        chunk
+        for chunk in raw.chunks(newest_n=raw_n)
+        if any(
+            chunk.n > after_n and chunk.may_hold(key, low, None) and _starts_by(chunk, key, high)
+            for after_n, low, high in extents
+        )
+    ]
 
 
 def _raw_of_labels(
-    raw: Table, labels: pa.Table, *, spec: PipelineSpec, keys: Sequence[str], raw_n: int, scope: Scope
+    chunks: Sequence[Chunk], *, spec: PipelineSpec, keys: Sequence[str], scope: Scope
 ) -> Iterator[pa.RecordBatch]:
-    extent = pc.min_max(labels.column("key"))
-    low, high = extent["min"].as_py(), extent["max"].as_py()
-    chunks = [
-        chunk
-        for chunk in raw.chunks(newest_n=raw_n)
-        if chunk.may_hold(spec.source.key, low, None) and _starts_by(chunk, spec.source.key, high)
-    ]
     columns = list(dict.fromkeys([spec.source.key, spec.source.cursor, spec.event_time, *keys]))
     for batch in read_batches([c.path for c in chunks], columns=columns, batch_bytes=scope.governor.batch_bytes):
         scope.governor.wait()

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import Within, most_batch_bytes, uneven_terms
+from engine.batching.streams import Within, held_bytes, most_batch_bytes, uneven_terms
 from engine.features.label_events import latest_labels, latest_records
 from engine.memory.governor import Governor
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 MODEL_VALUE_BYTES = 4.0
 """What a value counts at least, of batches that models are given: encoders and learners make a number of a boolean."""
 
-_ROWS_PER_SPAN = 100_000
-_MOST_LABELS = 150_000  # records of a span that are held, before only the newest of each key are
+_ROWS_PER_SPAN, _LEAST_ROWS = 100_000, 1_000  # fewer where keys are long
 _EVERY_ROW = 2**62
 _COPIES = 6  # of a batch: as read, joined, with its label, filtered, as the learner wants it
-_LABEL_BYTES = 400  # of a span's label while the newest is found: eight columns wide, sorted, then made unique
+_LABEL_BYTES, _KEY_COPIES = 336, 8  # of a span's label while the newest is found: sorted, then made unique
+_SPAN_BYTES = _ROWS_PER_SPAN * (_LABEL_BYTES + 8 * _KEY_COPIES)
 _LABEL_BATCH_BYTES = 2**20
 _UNRETURNED_BYTES = 16 * 2**20  # freed by Polars and not given back yet
 
@@ -45,7 +45,12 @@ class LabelView:
 
 
 def labelled_terms(
-    batch_bytes: int, *, rows: int | None = None, row_bytes: float | None = None, largest_row_bytes: int = 0
+    batch_bytes: int,
+    *,
+    rows: int | None = None,
+    row_bytes: float | None = None,
+    key_bytes: float = 8.0,
+    largest_row_bytes: int = 0,
 ) -> dict[str, int]:
     """Return what ``labelled_rows`` holds with batches of this size, in bytes by the name of a projection's term.
 
@@ -53,13 +58,16 @@ def labelled_terms(
     ----------
     rows, row_bytes
         Of the table that is read, at most, and of the columns that are; None: not known.
+    key_bytes
+        Of a key, on average. Of many rows the labels are looked up for fewer at once where it is large.
     largest_row_bytes
         Of the table that is read; 0 where its rows are small.
     """
-    span = _ROWS_PER_SPAN if rows is None else min(rows, _ROWS_PER_SPAN)
+    label = _label_bytes(key_bytes)
+    labels = _SPAN_BYTES if rows is None else min(int(rows * label), max(_SPAN_BYTES, int(_LEAST_ROWS * label)))
     return {
         "batches in flight": most_batch_bytes(batch_bytes, rows=rows, row_bytes=row_bytes) * _COPIES,
-        "labels of one span": span * _LABEL_BYTES,
+        "labels of one span": labels,
         "row group being read": ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
         **uneven_terms(largest_row_bytes, batch_bytes=batch_bytes, copies=_COPIES),
@@ -91,18 +99,22 @@ def labelled_rows(
 
     Notes
     -----
-    Spans of event time of about 100,000 rows are taken one after another, so that memory holds the newest labels of
-    one span and one batch. Where a span has many more, as of one moment, labels are looked up for 100,000 of
-    its rows at a time. The rows and their order do not depend on that, nor on how the table is cut into chunks.
+    Spans of event time of about 100,000 rows, fewer where keys are long, are taken one after another, so that memory
+    holds the newest labels of one span and one batch. Where a span has many more, as of one moment, labels are looked
+    up for so many of its rows at a time. The rows and their order do not depend on that, nor on how the table is cut
+    into chunks.
     """
     import polars as pl
 
     names = list(dict.fromkeys(["key", "event_time", *columns]))
     part = pa.schema([schema.field(name) for name in names])
-    for start, end in spans_of(chunks, low=low, high=high):
+    key = schema.field("key").with_name("key")
+    label_bytes = _label_bytes(held_bytes([chunk.path for chunk in labels.chunks], [key]))
+    most = max(_LEAST_ROWS, min(_ROWS_PER_SPAN, int(_SPAN_BYTES / label_bytes)))
+    for start, end in spans_of(chunks, low=low, high=high, rows=most):
         mine = _in_time_order([chunk for chunk in chunks if chunk.may_hold("event_time", start, end)])
         paths, span = [chunk.path for chunk in mine], ("event_time", start, end)
-        known = _labels_of_rows(labels, paths, span=span, key=schema.field("key"))
+        known = _labels_of_rows(labels, paths, span=span, key=key, most=most)
         of_rows, left = pl.DataFrame(), 0
         for batch in read_batches(
             paths,
@@ -121,7 +133,11 @@ def labelled_rows(
                 if found.height:
                     yield found
             governor.passed(batch.nbytes)
-        governor.passed(of_rows.height * _LABEL_BYTES)
+        governor.passed(int(of_rows.height * label_bytes))
+
+
+def _label_bytes(key_bytes: float) -> float:
+    return _LABEL_BYTES + _KEY_COPIES * key_bytes
 
 
 def _with_label(rows: pl.DataFrame, known: pl.DataFrame, labels: LabelView) -> pl.DataFrame:
@@ -137,7 +153,7 @@ def _with_label(rows: pl.DataFrame, known: pl.DataFrame, labels: LabelView) -> p
 
 
 def spans_of(
-    chunks: Sequence[Chunk], *, low: datetime | None, high: datetime | None, rows: int = _ROWS_PER_SPAN
+    chunks: Sequence[Chunk], *, low: datetime | None, high: datetime | None, rows: int
 ) -> list[tuple[datetime, datetime]]:
     """Return spans of event time that cover the chunks' rows in ``[low, high)``, of about ``rows`` rows each."""
     mine = [chunk for chunk in chunks if chunk.rows and chunk.may_hold("event_time", low, high)]
@@ -156,12 +172,12 @@ def spans_of(
 
 
 def _labels_of_rows(
-    labels: LabelView, paths: Sequence[Path], *, span: Within, key: pa.Field
+    labels: LabelView, paths: Sequence[Path], *, span: Within, key: pa.Field, most: int
 ) -> Iterator[tuple[pl.DataFrame, int]]:
     """Yield the labels of a span (key, value), each with of how many of its next rows they are: all, or a part."""
     import polars as pl
 
-    whole = _labels_in(labels, span=span, key=key)
+    whole = _labels_in(labels, span=span, key=key, most=most)
     if whole is not None:
         yield whole, _EVERY_ROW
         return
@@ -170,26 +186,29 @@ def _labels_of_rows(
     for batch in read_batches(paths, columns=["key"], span=span):
         keys = pl.DataFrame(batch)
         while keys.height:
-            held.append(keys.head(_ROWS_PER_SPAN - rows))
-            keys, rows = keys.slice(_ROWS_PER_SPAN - rows), rows + held[-1].height
-            if rows == _ROWS_PER_SPAN:
-                yield _labels_for(labels, pl.concat(held), span=span, key=key), rows
+            held.append(keys.head(most - rows))
+            keys, rows = keys.slice(most - rows), rows + held[-1].height
+            if rows == most:
+                yield _labels_for(labels, pl.concat(held), span=span, key=key, most=most), rows
                 held, rows = [], 0
     if held:
-        yield _labels_for(labels, pl.concat(held), span=span, key=key), rows
+        yield _labels_for(labels, pl.concat(held), span=span, key=key, most=most), rows
 
 
-def _labels_for(labels: LabelView, keys: pl.DataFrame, *, span: Within, key: pa.Field) -> pl.DataFrame:
-    found = _labels_in(labels, span=span, key=key, of=keys.unique())
+def _labels_for(labels: LabelView, keys: pl.DataFrame, *, span: Within, key: pa.Field, most: int) -> pl.DataFrame:
+    found = _labels_in(labels, span=span, key=key, most=most, of=keys.unique())
     if found is None:
         raise AssertionError("the newest labels of some keys are no more than the keys")
     return found
 
 
 def _labels_in(
-    labels: LabelView, *, span: Within, key: pa.Field, of: pl.DataFrame | None = None
+    labels: LabelView, *, span: Within, key: pa.Field, most: int, of: pl.DataFrame | None = None
 ) -> pl.DataFrame | None:
-    """Return the labels of a span, or of some keys in it; None where they are of too many keys to be held at once."""
+    """Return the labels of a span, or of some keys in it; None where they are of more than ``most`` keys.
+
+    Half as many records more are held, before only the newest of each key are.
+    """
     import polars as pl
 
     _, low, high = span
@@ -206,13 +225,13 @@ def _labels_in(
         if of is not None:
             part = part.join(of, on="key", how="semi")
         held, rows = [*held, part], rows + part.height
-        if rows > _MOST_LABELS:
+        if rows > most * 3 // 2:
             newest = latest_records(pl.concat(held))
-            if of is None and newest.height > _ROWS_PER_SPAN:
+            if of is None and newest.height > most:
                 return None
             held, rows = [newest], newest.height
     if not held:
-        return pl.DataFrame(pa.schema([key.with_name("key"), pa.field("value", pa.bool_())]).empty_table())
+        return pl.DataFrame(pa.schema([key, pa.field("value", pa.bool_())]).empty_table())
     return latest_labels(pl.concat(held))
 
 

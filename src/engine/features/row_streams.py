@@ -21,7 +21,7 @@ from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
 from engine.batching.row_order import in_order
-from engine.batching.streams import largest_row_bytes, read_weighed, said_largest_row
+from engine.batching.streams import mean_row_bytes, read_weighed, said_largest_row
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
 from engine.features.transform import LazyTransform, load_transform
@@ -194,7 +194,7 @@ def _stream(
     if not _alike(chunks, schema):
         return "not streamed: chunks differ in their columns, or have too many"
     row_bytes = float(task.inputs["row_bytes"])
-    if any(largest_row_bytes(chunk.path, schema.names) > _MOST_UNEVEN * row_bytes for chunk in chunks):
+    if any(mean_row_bytes(chunk.path, schema.names) > _MOST_UNEVEN * row_bytes for chunk in chunks):
         return "not streamed: some rows are so large that a row group of as many rows as elsewhere would be too"
     ordered = in_order(chunks, time=spec.event_time, key=spec.source.key)
     if ordered is None:

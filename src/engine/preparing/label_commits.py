@@ -1,4 +1,6 @@
-"""Slices of label records: each commit of ``labels`` becomes ``label_events``, which windows over labels are of."""
+"""Slices of label records: as many of a commit of ``labels`` as the budget lets be joined at once, and those that
+waited for rows that have come since. They become ``label_events``, which windows over labels are of.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import pyarrow.parquet as pq
 
 from engine.batching import Table
 from engine.errors import HeadraceError
-from engine.features.footprints import project_labels
-from engine.features.label_slices import label_chunks
+from engine.features.footprints import LabelBytes, label_rows_per_slice, project_labels
+from engine.features.label_slices import waiting_path
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_table
 from engine.memory.projection import Projection
 from engine.preparing.state import State
@@ -20,22 +22,45 @@ from engine.stage import Outcome, Plan, StageContext
 
 
 def next_bounds(context: StageContext, state: State, raw_n: int) -> dict[str, Any] | None:
-    """Return the next commit of label records, or those that wait for rows that have come; None: there are none."""
-    labels_n = context.workspace.table("labels").transaction("extract:labels")
-    done = state.number("labels_n")
-    waiting = state.number("pending_rows") > 0 and raw_n > state.number("labels_raw_n")
-    if labels_n <= done and not waiting:
+    """Return the next label records, of new ones those of one commit, then those that wait; None: there are none.
+
+    Records wait in files, each of which was looked for in ``raw`` up to some commit: it is due when there are others.
+    """
+    labels = context.workspace.table("labels")
+    newest, done, first = labels.transaction("extract:labels"), state.number("labels_n"), state.number("labels_rows")
+    waiting = {name: file for name, file in _waiting(context, state).items() if file["raw_n"] < raw_n}
+    if newest <= done and not waiting:
         return None
-    # One chunk's n at a time, since that bounds the size; where there is none, to the end.
-    ahead = [chunk.n for chunk in context.workspace.table("labels").chunks() if chunk.n > done]
-    return {
+    ahead = [chunk for chunk in labels.chunks() if chunk.n > done]
+    through = min((chunk.n for chunk in ahead), default=newest)
+    rows = sum(chunk.rows for chunk in ahead if chunk.n == through)
+    due = {
         "kind": "labels",
         "after_n": done,
-        "through_n": min(ahead, default=labels_n),
-        "pending": list(state.record.get("pending", [])),
-        "pending_rows": state.number("pending_rows"),
+        "through_n": through,
+        "rows": [first, rows],
+        "of": rows,
+        "waiting": {name: [file["first"], file["rows"]] for name, file in waiting.items()},
+        "raw_after_n": min((file["raw_n"] for file in waiting.values()), default=raw_n),
         "raw_n": raw_n,
     }
+    return _first(due, label_rows_per_slice(context, LabelBytes.of(context)))
+
+
+def _first(bounds: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """Return a slice with no more than its first ``most`` records."""
+    low, high = bounds["rows"]
+    taken = min(high - low, most)
+    waiting, left = {}, most - taken
+    for name, (first, last) in bounds["waiting"].items():
+        if left:
+            waiting[name] = [first, min(last, first + left)]
+            left -= waiting[name][1] - first
+    return {**bounds, "rows": [low, low + taken], "waiting": waiting}
+
+
+def _rows(bounds: Mapping[str, Any]) -> int:
+    return sum(last - first for first, last in (bounds["rows"], *bounds["waiting"].values()))
 
 
 def tasks(
@@ -46,20 +71,20 @@ def tasks(
         return ()
     inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.labels.{plan.n}", "engine.features.label_slices:run", inputs)
-    labels = label_chunks(context.workspace, plan.bounds)
-    rows = sum(chunk.rows for chunk in labels) + int(plan.bounds["pending_rows"])
-    return ((task, project_labels(context, rows)),)
+    return ((task, project_labels(context, _rows(plan.bounds), LabelBytes.of(context))),)
 
 
 def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
-    """Return nothing: labels come by commits."""
-    del plan, error
-    return None
+    """Return the first half of the slice's records; None where it has a single one. The others are the next slices."""
+    del error
+    rows = _rows(plan.bounds)
+    return _first(plan.bounds, rows // 2) if rows > 1 else None
 
 
 def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], state: State) -> Outcome:
     """Return how far labels are, and how to publish: label events first, then prepared."""
     [result] = results
+    given = plan.bounds
     side = label_events_table(context.workspace, context.spec.feature_set)
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
@@ -70,17 +95,40 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
             side.commit(app=f"{plan.app}:label_events", n=plan.n, schema=schema, add=chunks)
         prepared.commit(app=plan.app, n=plan.n, schema=_first_schema(context, prepared))
 
+    waiting = _still_waiting(_waiting(context, state), given, result.outputs["waiting"])
+    of_commit = given["rows"][1]
+    whole = of_commit == given["of"]
     record = {
         **state.record,
-        "labels_n": plan.bounds["through_n"],
-        "labels_raw_n": plan.bounds["raw_n"],
-        "pending": result.outputs["pending"],
-        "pending_rows": result.outputs["pending_rows"],
+        "labels_n": given["through_n"] if whole else given["after_n"],
+        "labels_rows": 0 if whole else of_commit,
+        "pending": waiting,
+        "pending_rows": sum(file["rows"] - file["first"] for file in waiting.values()),
         "label_segments": result.outputs["segments"],
         "event_segments": {},
     }
-    outputs = {"kind": "labels", "labels": result.rows_out, "labels_waiting": result.outputs["pending_rows"]}
+    outputs = {"kind": "labels", "labels": result.rows_out, "labels_waiting": record["pending_rows"]}
     return Outcome(outputs=outputs, record=record, publish=publish)
+
+
+def _waiting(context: StageContext, state: State) -> dict[str, dict[str, int]]:
+    """Return the files of records whose row has not come: the first of each that waits, rows, and how far it looked."""
+    found = state.record.get("pending", {})
+    if isinstance(found, dict):
+        return found
+    paths = [waiting_path(context.workspace, context.spec.feature_set, name) for name in found]  # a list of 0.1
+    return {path.name: {"first": 0, "rows": pq.read_metadata(path).num_rows, "raw_n": 0} for path in paths}
+
+
+def _still_waiting(
+    before: Mapping[str, Mapping[str, int]], given: Mapping[str, Any], written: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
+    """Return the files after a slice, which took some of their records and wrote those that found no row to another."""
+    out = {name: dict(file) for name, file in before.items()}
+    for name, (_, last) in given["waiting"].items():
+        out[name]["first"] = last
+    out |= {name: {"first": 0, "rows": rows, "raw_n": given["raw_n"]} for name, rows in written.items()}
+    return {name: file for name, file in out.items() if file["first"] < file["rows"]}
 
 
 def _first_schema(context: StageContext, prepared: Table) -> pa.Schema:

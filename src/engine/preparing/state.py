@@ -34,7 +34,7 @@ class State:
         app = prepared_app(context.spec.feature_set)
         n = prepared_table(context.workspace, context.spec.feature_set).transaction(app)
         record = (context.workspace.journal.commit(app, n) if n else None) or {}
-        kept = ("labels_n", "labels_raw_n", "pending", "pending_rows", "raw_n", "todo", "largest_row_bytes")
+        kept = ("labels_n", "labels_rows", "pending", "pending_rows", "raw_n", "todo", "largest_row_bytes")
         return cls({key: record[key] for key in kept if key in record})
 
     def number(self, name: str) -> int:

@@ -7,8 +7,8 @@ The rule, for chunks with n from a to b that become one named b:
 
 - ``raw``: a feature set's prepare reads up to its ``raw_n`` until its spans are done. No such n lies in [a, b). What is
   planned later reads up to a later n, and sees all of a to b.
-- ``labels``: a feature set takes what lies after its ``labels_n``, one commit after the other. No such n lies in
-  [a, b); a merged chunk holds no more rows than a commit may.
+- ``labels``: a feature set takes what lies after its ``labels_n``, so many rows of one commit after the others. No such
+  n lies in [a, b), and rows keep their order.
 - ``predictions``: monitor measures the weeks that chunks after its ``predictions_n`` touch: that n does not lie in
   [a, b).
 - ``quarantine``: extraction compares with chunks before its own n, and two extractions count for themselves: chunks of
@@ -38,7 +38,6 @@ from engine.batching.chunks import ROW_GROUP_BYTES, most_chunk_rows
 from engine.batching.merging import Merge, MergeLimits, find_merges, merged_prefix, spans_a_pin
 from engine.batching.streams import uneven_terms
 from engine.errors import TableError
-from engine.features.footprints import label_rows_per_commit
 from engine.layout import chunk_writer, feature_sets, largest_row_bytes, pending_plan, prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.memory.scope import Scope
@@ -64,11 +63,6 @@ COMPACTED = tuple(_WRITERS)
 
 _MOST_CHUNKS = 1_024  # of one commit
 _COPIES = 3  # of a batch: as read, with the merged chunk's types, waiting to be written
-
-
-def _limits(table: str, context: StageContext) -> MergeLimits:
-    """Return how large merged chunks become: of labels no larger than prepare can hold at once."""
-    return MergeLimits(most_rows=label_rows_per_commit(context)) if table == "labels" else MergeLimits()
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class CompactStage:
         if len(chunks) <= self.least or _is_written(context.workspace, self.table):
             return None
         pins = _pins(context.workspace, self.table)
-        limits, schema = _limits(self.table, context), self.primary(context).schema()
+        limits, schema = MergeLimits(), self.primary(context).schema()
         if schema is not None:
             limits = dataclasses.replace(limits, most_rows=min(limits.most_rows, most_chunk_rows(schema)))
         found = find_merges(chunks, pins=pins, limits=limits)

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from engine.batching import Table
 from engine.errors import SourceError
-from engine.features.footprints import label_rows_per_commit
 from engine.layout import largest_row_bytes
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
@@ -75,7 +74,7 @@ class ExtractStage:
             position=window.position,
             files=lambda: seen_files(context.workspace, self.what, through_n=n),
         )
-        asked = Window(until=window.until, since=window.since, limit_rows=_slice_rows(context, self.what))
+        asked = Window(until=window.until, since=window.since, limit_rows=SLICE_ROWS)
         with open_feed(context.spec, self.what, types=_types(last)) as source:
             bounds = source.next_range(seen, asked)
             if bounds is None:
@@ -236,11 +235,6 @@ def forecast(context: StageContext) -> list[Forecast]:
         disk = spilled_bytes(known, limit_bytes=projection.terms["joins"])
         found.append(Forecast(projection, rows, disk_bytes=disk, on_disk=_SPILLED))
     return found
-
-
-def _slice_rows(context: StageContext, what: str) -> int:
-    """Return how many rows a commit takes at most; of labels as many as prepare can hold at once."""
-    return SLICE_ROWS if what == "raw" else label_rows_per_commit(context)
 
 
 @dataclass(frozen=True)

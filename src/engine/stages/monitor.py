@@ -19,7 +19,7 @@ from engine.batching.streams import most_batch_bytes, rows_for, uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle
 from engine.features.labelled import MODEL_VALUE_BYTES, labelled_terms
-from engine.layout import EVENT_TIME, largest_row_bytes, predictions_table, prepared_app, prepared_table
+from engine.layout import EVENT_TIME, key_bytes, largest_row_bytes, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics
 from engine.ledger import Ledger, last_trained, positive_share, trained
 from engine.memory.governor import release_pools
@@ -200,7 +200,8 @@ def _projection(context: StageContext, *, since: datetime | None, drift_of: str)
     workspace, batch_bytes = context.workspace, context.budget.batch_bytes
     rows, row_bytes, _ = _extent(predictions_table(workspace))
     largest = largest_row_bytes(workspace, prepared_app(context.spec.feature_set))
-    realised = labelled_terms(batch_bytes, rows=rows, row_bytes=row_bytes, largest_row_bytes=largest)
+    key = key_bytes(workspace)
+    realised = labelled_terms(batch_bytes, rows=rows, row_bytes=row_bytes, key_bytes=key, largest_row_bytes=largest)
     drift = _drift_bytes(context, drift_of) if drift_of else 0
     terms = {
         **realised,

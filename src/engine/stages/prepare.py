@@ -6,7 +6,6 @@ each kind of slice is, is in ``preparing/``; what its tasks do in ``features/``.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +14,8 @@ from engine.batching import Table
 from engine.errors import HeadraceError
 from engine.features.footprints import (
     UNKNOWN_ROW_BYTES,
-    label_rows_per_commit,
+    LabelBytes,
+    label_rows_per_slice,
     project_labels,
     project_sort,
     project_stream,
@@ -137,19 +137,8 @@ def _increments(context: StageContext, *, after_n: int, through_n: int) -> tuple
     return increments, size / rows if rows else UNKNOWN_ROW_BYTES
 
 
-def _most_label_rows(context: StageContext) -> int:
-    """Return how many label records the largest commit has: of those that are there to be joined, or of one to come."""
-    state, table = State.of(context), context.workspace.table("labels")
-    known, most = table.rows(), label_rows_per_commit(context)
-    there = Counter[int]()
-    for chunk in table.chunks():
-        if chunk.n > state.number("labels_n"):
-            there[chunk.n] += chunk.rows
-    return max([min(most, known) if known else most, *(rows + state.number("pending_rows") for rows in there.values())])
-
-
 def forecast(context: StageContext) -> list[Forecast]:
-    """Return what joining a commit of labels takes, then spans with their windows; without windows, streaming rows, or
+    """Return what joining a slice of labels takes, then spans with their windows; without windows, streaming rows, or
     sorting those that do not lie in order.
     """
     raw = context.workspace.table("raw")
@@ -158,8 +147,10 @@ def forecast(context: StageContext) -> list[Forecast]:
     windows = context.spec.features.windows
     most = (windowed_rows_per_span if windows else rows_per_span)(context, row_bytes)
     rows = min(most, known) if known else most
-    label_rows = _most_label_rows(context)
-    labels = Forecast(project_labels(context, label_rows), label_rows)
+    held, records = LabelBytes.of(context), context.workspace.table("labels").rows()
+    label_rows = label_rows_per_slice(context, held)
+    label_rows = min(label_rows, records) if records else label_rows
+    labels = Forecast(project_labels(context, label_rows, held), label_rows)
     if windows:
         spans = 1 if known and known <= most else 2
         return [labels, Forecast(project_windows(context, rows, row_bytes, spans=spans), rows)]

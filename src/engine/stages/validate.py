@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.batching import Table, Workspace
-from engine.batching.chunks import fixed_width
 from engine.batching.frames import to_arrow
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.errors import LearningError
@@ -23,6 +22,7 @@ from engine.layout import (
     BASELINE,
     EVENT_TIME,
     KEY,
+    key_bytes,
     label_events_table,
     largest_row_bytes,
     prepared_app,
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 _SCORED_ROW_BYTES = 2 * 8 + 1  # two scores and a label, keys aside
 _BOOTSTRAP_ROW_BYTES = 60  # once no row is read any more
 _JOINED_ROW_BYTES = 200  # of rows of two feature sets, keys of 8 bytes: 170 measured
-_TEXT_KEY_BYTES = 48
 
 
 @dataclass(frozen=True)
@@ -145,9 +144,7 @@ def forecast(context: StageContext) -> list[Forecast]:
 
 def _project(context: StageContext, rows: int, *, models_bytes: int, joined: bool) -> Projection:
     """Return what judging takes; ``joined`` where the models are of two feature sets, and their rows are paired."""
-    schema = prepared_table(context.workspace, context.spec.feature_set).schema()
-    width = fixed_width(schema.field(KEY).type) if schema is not None else 8.0
-    key = int(width) if width is not None else _TEXT_KEY_BYTES
+    key = int(key_bytes(context.workspace))
     judging = rows * (_JOINED_ROW_BYTES + 4 * (key - 8) if joined else _BOOTSTRAP_ROW_BYTES)
     largest = largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
     reading = labelled_terms(context.budget.batch_bytes, largest_row_bytes=largest)

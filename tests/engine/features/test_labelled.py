@@ -100,7 +100,7 @@ def test_each_row_has_its_newest_label_and_no_more_are_held_than_of_some_rows(
     monkeypatch.setattr(labelled, "latest_records", watched)
     monkeypatch.setattr("engine.features.label_events.latest_records", watched)
     monkeypatch.setattr(labelled, "_ROWS_PER_SPAN", 100)
-    monkeypatch.setattr(labelled, "_MOST_LABELS", 150)
+    monkeypatch.setattr(labelled, "_LEAST_ROWS", 100)
     monkeypatch.setattr(labelled, "_LABEL_BATCH_BYTES", 1_000)
     assert _labelled(rows, events) == expected
     assert len(held) >= 10
@@ -112,7 +112,7 @@ def test_absent_labels_are_negative_once_they_are_due_also_where_many_rows_share
 ) -> None:
     rows, events, last = _tables(tmp_path, moments=2, corrections=2)
     monkeypatch.setattr(labelled, "_ROWS_PER_SPAN", 100)
-    monkeypatch.setattr(labelled, "_MOST_LABELS", 150)
+    monkeypatch.setattr(labelled, "_LEAST_ROWS", 100)
     found = dict(_labelled(rows, events, absent="negative"))
     for key in range(KEYS):
         due = _moment(key, 2) + timedelta(days=15) <= KNOWN_BY

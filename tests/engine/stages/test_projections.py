@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.batching import ChunkWriter
+from engine import layout
+from engine.batching import ChunkWriter, Table
 from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.streams import most_batch_bytes
 from engine.errors import PlanRefused
@@ -147,9 +148,49 @@ def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, 
 
 
 def test_joining_labels(context: StageContext) -> None:
-    for rows, batches in ((ROWS, 3 * BATCH), (503, 503 * 64)):
-        expected = rows * (64 * 6 + 32 * 5) + batches + rows * 48 + 2 * GROUP + 12 * MIB
-        _check(footprints.project_labels(context, rows), expected)
+    held = footprints.LabelBytes(key=307.0, window_keys=37.0)
+    for rows, batches in ((ROWS, 3 * BATCH), (503, 503 * (56 + 307))):
+        expected = rows * ((56 + 307) * 6 + 37 * 5) + batches + rows * 48 + 2 * GROUP + 12 * MIB
+        found = footprints.project_labels(context, rows, held)
+        _check(found, expected)
+        assert (found.rows, found.base_row_bytes) == (rows, 56 + 307 + 37)
+    context.learned.save_row_bytes("prepare.labels", context.spec.feature_set, 3.0 * 400, base=400)
+    learned = footprints.project_labels(context, ROWS, held)
+    assert learned.terms["label records"] == int(ROWS * 400 * 3 * 1.05)
+
+
+def _commit(table: Table, columns: dict[str, pa.Array]) -> None:
+    batch = pa.RecordBatch.from_pydict(columns)
+    n = table.transaction("rows") + 1
+    with ChunkWriter(table.path, prefix=f"{n:08d}-rows", schema=batch.schema) as writer:
+        writer.write(batch)
+    table.commit(app="rows", n=n, schema=batch.schema, add=writer.chunks)
+
+
+def test_keys_take_what_the_newest_chunks_say(context: StageContext) -> None:
+    workspace = context.workspace
+    assert footprints.LabelBytes.of(context) == footprints.LabelBytes(key=8.0, window_keys=24 + 8.0)
+    for width in (50, *[7] * 7):  # of the last eight chunks the one where keys are largest
+        _commit(workspace.table("labels"), {"key": pa.array(["k" * width] * 3), "value": pa.array([True] * 3)})
+    _commit(workspace.table("raw"), {"town": pa.array(["t" * 13] * 5), "x": pa.array(["x" * 10_000] * 5)})
+    found = footprints.LabelBytes.of(context)
+    assert (found.key, found.window_keys) == (pytest.approx(54, abs=2), pytest.approx(24 + 17, abs=2))
+    _commit(workspace.table("labels"), {"key": pa.array(["k" * 7] * 3), "value": pa.array([True] * 3)})
+    assert layout.key_bytes(workspace) == pytest.approx(11, abs=2)
+
+
+def test_spans_whose_keys_and_values_to_count_are_texts(context: StageContext) -> None:
+    windows = [
+        {"keys": ["town"], "over": "events", "lengths": ["1d"], "statistics": ["count"]},
+        {"keys": ["town"], "over": "events", "lengths": ["7d"], "statistics": ["distinct"], "column": "method"},
+        {"keys": ["customer"], "over": "events", "lengths": ["1d"], "statistics": ["mean"], "column": "amount"},
+    ]
+    texts = _without(context, windows=windows)
+    assert "texts of keys" not in footprints.project_windows(texts, ROWS, ROW_BYTES).terms
+    row = {name: ["n" * width] * 5 for name, width in (("customer", 53), ("town", 31), ("method", 41), ("other", 997))}
+    _commit(context.workspace.table("raw"), {name: pa.array(values) for name, values in row.items()})
+    found = footprints.project_windows(texts, ROWS, ROW_BYTES).terms["texts of keys"]
+    assert found == pytest.approx(ROWS * 4 * (31 + 4 + 41 + 4 - 2 * 8), rel=0.05)
 
 
 def test_spans_with_windows(context: StageContext) -> None:
@@ -232,6 +273,10 @@ def test_reading_labelled_rows() -> None:
     few = labelled.labelled_terms(BATCH, rows=503, row_bytes=31.0, largest_row_bytes=1_299_721)
     batches = 503 * 31 * 6 + (1_299_721 - BATCH) * 6 + 2 * GROUP
     assert sum(few.values()) == batches + 503 * 400 + GROUP + 16 * MIB
+    texts = {rows: labelled.labelled_terms(BATCH, rows=rows, key_bytes=307.0) for rows in (None, 503, 10**6)}
+    assert [one["labels of one span"] for one in texts.values()] == [40_000_000, 503 * (336 + 8 * 307), 40_000_000]
+    longest = labelled.labelled_terms(BATCH, rows=10**6, key_bytes=10_007.0)
+    assert longest["labels of one span"] == 1_000 * (336 + 8 * 10_007)
 
 
 def test_batches_have_so_many_rows_at_most() -> None:
@@ -308,11 +353,9 @@ def test_validation_takes_the_larger_of_reading_and_the_bootstrap(context: Stage
 
 
 def test_validation_holds_the_keys_of_both_models_rows(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind, width in ((pa.int32(), 4), (pa.string(), 48)):
-        table = context.workspace.table("of keys")
-        monkeypatch.setattr(type(table), "schema", lambda _, kind=kind: pa.schema([("key", kind)]))
-        found = validate._project(context, ROWS, models_bytes=MODEL, joined=False)
-        assert found.terms["scores of both models"] == ROWS * (17 + 2 * width)
+    monkeypatch.setattr(validate, "key_bytes", lambda workspace: 53.0)
+    found = validate._project(context, ROWS, models_bytes=MODEL, joined=False)
+    assert found.terms["scores of both models"] == ROWS * (17 + 2 * 53)
 
 
 def test_scoring(context: StageContext) -> None:
