@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from engine.batching import ChunkWriter, Table, Workspace
+from engine.batching.chunks import fixed_width
 from engine.batching.streams import held_bytes
 from engine.refs import ChunkRef
 from engine.spec import FILE, PipelineSpec
@@ -117,15 +118,16 @@ def pending_plan(workspace: Workspace, app: str) -> dict[str, Any] | None:
 
 def key_bytes(workspace: Workspace) -> float:
     """Return what a key takes in memory on average, by the newest label records; a number's before any."""
-    return columns_bytes(workspace.table("labels"), [KEY])
+    return column_bytes(workspace.table("labels"), [KEY])[KEY]
 
 
-def columns_bytes(table: Table, columns: Sequence[str]) -> float:
-    """Return what some columns of a table take in memory for each row, those of a table without a schema as numbers."""
+def column_bytes(table: Table, columns: Sequence[str]) -> dict[str, float]:
+    """Return what a value of some columns takes in memory, as the newest chunks have it; of one to come, a number's."""
     schema = table.schema()
-    if schema is None:
-        return _NUMBER_BYTES * len(columns)
-    return held_bytes([chunk.path for chunk in table.chunks()], [schema.field(name) for name in columns])
+    fields = [] if schema is None else [schema.field(name) for name in columns if name in schema.names]
+    fixed = all(fixed_width(one.type) is not None for one in fields)
+    paths = [] if fixed else [chunk.path for chunk in table.chunks()]
+    return dict.fromkeys(columns, _NUMBER_BYTES) | held_bytes(paths, fields)
 
 
 def largest_row_bytes(workspace: Workspace, app: str) -> int:

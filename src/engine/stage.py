@@ -270,8 +270,9 @@ def _run_slice(stage: Stage, context: StageContext, plan: Plan, *, execute: Exec
     while planned := stage.phase(context, plan, done):
         fitting = context.with_batches_that_fit([projection for _, projection in planned])
         planned = planned if fitting is context else stage.phase(fitting, plan, done)
-        for _, projection in planned:
-            projection.check(fitting.budget)
+        for task, projection in planned:
+            if context.workspace.journal.task(task.key) is None:  # what has run is not run again, whatever it took
+                projection.check(fitting.budget)
         tasks = [task for task, _ in planned]
         keys += [task.key for task in tasks]
         done.append(execute([_call(fitting, task, projection) for task, projection in planned], tasks))

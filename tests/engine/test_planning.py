@@ -132,9 +132,9 @@ def test_batches_are_smaller_where_only_they_are_too_large(world: World) -> None
 def test_slices_of_labels_are_as_large_as_prepare_can_hold(world: World) -> None:
     most = []
     for key in (8.0, 300.0):
-        for allowed in (100 * MIB, 160 * MIB, 256 * MIB, 512 * MIB):
+        for allowed in (112 * MIB, 160 * MIB, 256 * MIB, 512 * MIB):
             context = dataclasses.replace(world.context(FEBRUARY), budget=Budget(allowed, disk_bytes=2**40))
-            held = LabelBytes(key=key, window_keys=5 * 32.0)
+            held = LabelBytes(key=key, window_keys=4 * 8.0, rows=None)
             most.append(label_rows_per_slice(context, held))
             assert project_labels(context, most[-1], held).projected_bytes <= allowed
     assert 1_000 < most[0] < most[3] == 250_000

@@ -19,6 +19,19 @@ def to_arrow(frame: pl.DataFrame, schema: pa.Schema | None = None) -> pa.Table:
     return table.select(wanted.names).cast(wanted)
 
 
+def taken(rows: pl.DataFrame, *, of: int) -> pl.DataFrame:
+    """Return rows that were taken out of ``of`` others, with texts of their own where they are few.
+
+    What Polars takes out of a frame shares its buffers: one row keeps all texts of a batch.
+    """
+    import polars as pl
+
+    texts = any(kind in (pl.String, pl.Binary) for kind in rows.dtypes)
+    if not texts or 2 * rows.height >= of:
+        return rows
+    return pl.DataFrame(rows.to_arrow(compat_level=pl.CompatLevel.oldest()))
+
+
 def _plain(field: pa.Field) -> pa.Field:
     if pa.types.is_large_string(field.type) or pa.types.is_string_view(field.type):
         return field.with_type(pa.string())

@@ -68,8 +68,16 @@ def read_batches(
     for path in paths:
         limit = bound(batch_bytes)
         with _named(path):
+            groups, whole = _groups_within(path, after_rows - passed) if span is None else (0, 0)
+            passed += whole
             for batch in _read_one(
-                path, columns=columns, batch_bytes=limit, schema=schema, span=span, least_value_bytes=least_value_bytes
+                path,
+                columns=columns,
+                batch_bytes=limit,
+                schema=schema,
+                span=span,
+                after_groups=groups,
+                least_value_bytes=least_value_bytes,
             ):
                 left = batch.slice(min(batch.num_rows, max(0, after_rows - passed)))
                 passed += batch.num_rows
@@ -101,6 +109,7 @@ def _read_one(
     batch_bytes: int,
     schema: pa.Schema | None,
     span: Within | None,
+    after_groups: int,
     least_value_bytes: float,
 ) -> Iterator[pa.RecordBatch]:
     with _opened(path) as file:
@@ -110,12 +119,23 @@ def _read_one(
         filter_only = span is not None and span[0] not in needed
         if filter_only and span is not None:
             needed.append(span[0])
-        for groups, size in _runs(file, _row_groups(file, span), needed):
+        for groups, size in _runs(file, _row_groups(file, span)[after_groups:], needed):
             rows = rows_for(batch_bytes, bytes_per_row=max(size, least_value_bytes * len(needed)))
             for batch in file.iter_batches(batch_size=rows, row_groups=groups, columns=needed, use_threads=False):
                 kept = batch if span is None else _within(batch, *span)
                 if kept.num_rows:  # rows of very different sizes may lie in one row group
                     yield from sliced(_select(kept, wanted, schema), batch_bytes)
+
+
+def _groups_within(path: Path, rows: int) -> tuple[int, int]:
+    """Return how many row groups lie whole within the first rows of a file, and their rows."""
+    groups = whole = 0
+    if rows > 0:
+        metadata = pq.read_metadata(path)
+        while groups < metadata.num_row_groups and whole + metadata.row_group(groups).num_rows <= rows:
+            whole += metadata.row_group(groups).num_rows
+            groups += 1
+    return groups, whole
 
 
 def _row_groups(file: pq.ParquetFile, span: Within | None) -> list[int]:
@@ -167,29 +187,33 @@ def rows_within(path: Path, span: tuple[str, datetime | None, datetime]) -> floa
 
 
 def mean_row_bytes(path: Path, columns: Sequence[str]) -> float:
-    """Return what a row of a chunk takes in memory on average in the row group where rows are largest, 0 without rows.
-
-    Of the columns, those that the chunk has.
-    """
+    """Return what a row of a chunk takes in memory, on average, in the row group where that is most; 0 without rows."""
     with pq.ParquetFile(path) as file:
-        present = set(file.schema_arrow.names)
-        return max(_row_sizes(file, [name for name in columns if name in present]), default=0.0)
+        return max(_row_sizes(file, columns), default=0.0)
 
 
-def held_bytes(paths: Sequence[Path], fields: Sequence[pa.Field]) -> float:
-    """Return what a row of some chunks takes of some columns in memory, on average, where it takes most of them.
+def held_bytes(paths: Sequence[Path], fields: Sequence[pa.Field]) -> dict[str, float]:
+    """Return what a value of some columns takes in memory, on average in the row group where it takes most.
 
     Parameters
     ----------
     paths
-        Newest last: where values have no fixed width, the footers of some of the last are read.
+        Chunks, newest last: where values have no fixed width, the footers of some of the last are read.
+
+    Raises
+    ------
+    TableError
+        As ``read_batches``.
     """
-    widths = [fixed_width(one.type) for one in fields]
-    fixed = sum(width for width in widths if width is not None)
-    if None not in widths:
-        return fixed
-    columns = [one.name for one in fields]
-    return max((mean_row_bytes(path, columns) for path in paths[-_LOOKED_AT:]), default=fixed)
+    widths = {one.name: fixed_width(one.type) for one in fields}
+    out = {name: 0.0 if width is None else width for name, width in widths.items()}
+    varying = [name for name, width in widths.items() if width is None]
+    for path in paths[-_LOOKED_AT:] if varying else ():
+        with _named(path), _opened(path) as file:
+            for name in varying:
+                if name in file.schema_arrow.names:
+                    out[name] = max([out[name], *_row_sizes(file, [name])])
+    return out
 
 
 def read_weighed(paths: Sequence[Path], *, of: Sequence[str], span: Within) -> Iterator[tuple[pa.Array, float]]:

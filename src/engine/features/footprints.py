@@ -17,15 +17,9 @@ from engine.features.row_streams import STREAMED_GROUPS
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.segments import segment_build_bytes_per_row
 from engine.features.tiers import FAN_IN, TIER_KEY_BYTES, TIER_PAIR_BYTES
-from engine.features.window_plans import (
-    SegmentPlan,
-    search_threads,
-    segment_plans,
-    window_block_bytes,
-    window_bytes_per_row,
-)
+from engine.features.window_plans import search_threads, segment_plans, window_block_bytes, window_bytes_per_row
 from engine.features.window_slices import tier_keys
-from engine.layout import columns_bytes, key_bytes, largest_row_bytes
+from engine.layout import column_bytes, key_bytes, largest_row_bytes
 from engine.memory.projection import Projection
 from engine.stage import StageContext
 
@@ -40,6 +34,8 @@ _STREAM_COPIES = 3  # of a slice that is smaller than what is in flight
 _LABEL_COPIES, _WINDOW_KEY_COPIES = 6, 5  # keys come from raw: a label record is read without them
 _LABEL_BYTES = 56  # a label record in memory, beside its key and its window keys
 _WINDOW_KEY_BYTES = 24  # of a label record, each, beside what it holds
+_ROW_COPIES = 3  # of a batch of rows that labels are looked for in: as read, for Polars, those that have one
+_FIXED_KEY_BYTES = 17  # of a key of fixed width, at most
 _TEXT_COPIES = 4  # of keys and of values that are counted, beyond those of a number: read, distinct, in order, known
 _SEGMENT_ROW_BYTES = 48  # of label events while their segments are built
 _UNRETURNED_BYTES = 12 * 2**20  # freed by Polars and not given back yet
@@ -92,17 +88,23 @@ def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
 
 @dataclass(frozen=True)
 class LabelBytes:
-    """What a label record takes in memory on average, where newest chunks have the largest."""
+    """What label records take in memory, and the rows that they are looked for in."""
 
-    key: float
-    window_keys: float  # all columns that windows over labels are keyed by
+    key: float  # of a key, on average
+    window_keys: float  # of all columns that windows over labels are keyed by, of a row
+    rows: int | None  # of raw; None before any
 
     @classmethod
     def of(cls, context: StageContext) -> LabelBytes:
         """Return what the workspace's tables say."""
-        columns = label_window_keys(context.spec)
-        held = columns_bytes(context.workspace.table("raw"), columns)
-        return cls(key_bytes(context.workspace), held + _WINDOW_KEY_BYTES * len(columns))
+        raw, columns = context.workspace.table("raw"), label_window_keys(context.spec)
+        held = column_bytes(raw, columns)
+        return cls(key_bytes(context.workspace), sum(held[name] for name in columns), raw.rows() or None)
+
+    @property
+    def read_bytes(self) -> int | None:
+        """What all rows of raw take, as they are read for labels: key, cursor, event time and the windows' keys."""
+        return None if self.rows is None else int(self.rows * (self.key + 16 + self.window_keys))
 
 
 def label_rows_per_slice(context: StageContext, held: LabelBytes) -> int:
@@ -114,26 +116,20 @@ def label_rows_per_slice(context: StageContext, held: LabelBytes) -> int:
 
 
 def project_labels(context: StageContext, rows: int, held: LabelBytes) -> Projection:
-    """Return what joining a slice of so many label records takes."""
-    table, record = context.spec.feature_set, _LABEL_BYTES + held.key
-    base = record + held.window_keys
-    copies = (record * _LABEL_COPIES + held.window_keys * _WINDOW_KEY_COPIES) / base
+    """Return what joining a slice of so many label records takes, with the rows of ``raw`` that stream past them."""
+    keys = held.window_keys + _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
+    batches, group = _ROW_COPIES * context.budget.batch_bytes, ROW_GROUP_BYTES
+    if held.read_bytes is not None:
+        batches, group = min(batches, _ROW_COPIES * held.read_bytes), min(group, held.read_bytes)
     terms = {
-        _LABELS: int(rows * context.learned.row_bytes("prepare.labels", table, base=base, copies=copies)),
-        "batches in flight": min(3 * context.budget.batch_bytes, int(rows * record)),
+        _LABELS: int(rows * ((_LABEL_BYTES + held.key) * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES)),
+        "batches in flight": batches,
+        "row group being read": group,
         _LABEL_SEGMENTS: rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
     }
-    return Projection(
-        stage="prepare.labels",
-        reserved_bytes=_reserved(context),
-        terms=terms,
-        rows=rows,
-        row_term=_LABELS,
-        table=table,
-        base_row_bytes=base,
-    )
+    return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms, rows=rows)
 
 
 def project_windows(
@@ -165,8 +161,10 @@ def project_windows(
         )
         for plan in plans
     ]
-    raw = context.workspace.table("raw")
-    text = max([0.0, *(columns_bytes(raw, columns) - 8 * len(columns) for columns in map(_compared, plans))])
+    compared = [list(dict.fromkeys([*plan.keys, *plan.distinct])) for plan in plans]  # whose values themselves are kept
+    widths = column_bytes(context.workspace.table("raw"), sorted({name for names in compared for name in names}))
+    beyond = {name: max(0.0, width - _FIXED_KEY_BYTES) for name, width in widths.items()}
+    text = max((sum(beyond[name] for name in names) for names in compared), default=0.0)
     counted = max((len(plan.distinct) for plan in plans), default=0)
     threads = context.budget.threads if alone else search_threads(context.budget.threads)
     blocks = [window_block_bytes(window, rows=rows, threads=threads) for window in windows]
@@ -200,11 +198,6 @@ def project_windows(
         table=table,
         base_row_bytes=base,
     )
-
-
-def _compared(plan: SegmentPlan) -> list[str]:
-    """Return the columns of a segment whose values themselves are kept."""
-    return list(dict.fromkeys([*plan.keys, *plan.distinct]))
 
 
 def project_stream(context: StageContext, rows: int, row_bytes: float) -> Projection:

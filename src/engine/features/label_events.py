@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from engine.batching.frames import to_arrow
+from engine.batching.frames import taken, to_arrow
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,7 +73,7 @@ def join_labels(
         )
         matched = rows.join(keys, on="key", how="semi")
         if matched.height:
-            found.append(matched)
+            found.append(taken(matched, of=batch.num_rows))
     newest = _newest(found)
     if newest is None:
         empty = label_event_schema(labels.schema.field("key").type, []).empty_table()

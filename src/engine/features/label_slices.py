@@ -27,7 +27,7 @@ from engine.stage import ChildContext
 
 
 def run(task: Task, scope: Scope) -> TaskResult:
-    """Join one commit of label records with their rows; write events, those that wait, and segments (in the cage)."""
+    """Join some label records with their rows; write events, those that wait, and segments (in the cage)."""
     context = ChildContext.of(scope.context)
     spec, workspace, n = context.spec, context.workspace, int(task.inputs["n"])
     feature_set = spec.feature_set

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from engine.batching import Chunk, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
+from engine.batching.frames import taken
 from engine.batching.streams import Within, held_bytes, most_batch_bytes, uneven_terms
 from engine.features.label_events import latest_labels, latest_records
 from engine.memory.governor import Governor
@@ -109,7 +110,7 @@ def labelled_rows(
     names = list(dict.fromkeys(["key", "event_time", *columns]))
     part = pa.schema([schema.field(name) for name in names])
     key = schema.field("key").with_name("key")
-    label_bytes = _label_bytes(held_bytes([chunk.path for chunk in labels.chunks], [key]))
+    label_bytes = _label_bytes(held_bytes([chunk.path for chunk in labels.chunks], [key])["key"])
     most = max(_LEAST_ROWS, min(_ROWS_PER_SPAN, int(_SPAN_BYTES / label_bytes)))
     for start, end in spans_of(chunks, low=low, high=high, rows=most):
         mine = _in_time_order([chunk for chunk in chunks if chunk.may_hold("event_time", start, end)])
@@ -224,7 +225,7 @@ def _labels_in(
         part = pl.DataFrame(batch).filter(pl.col("known_at") <= labels.known_by).drop("event_time")
         if of is not None:
             part = part.join(of, on="key", how="semi")
-        held, rows = [*held, part], rows + part.height
+        held, rows = [*held, taken(part, of=batch.num_rows)], rows + part.height
         if rows > most * 3 // 2:
             newest = latest_records(pl.concat(held))
             if of is None and newest.height > most:

@@ -28,7 +28,9 @@ def next_bounds(context: StageContext, state: State, raw_n: int) -> dict[str, An
     """
     labels = context.workspace.table("labels")
     newest, done, first = labels.transaction("extract:labels"), state.number("labels_n"), state.number("labels_rows")
-    waiting = {name: file for name, file in _waiting(context, state).items() if file["raw_n"] < raw_n}
+    files = _waiting(context, state)
+    came = max((chunk.n for chunk in context.workspace.table("raw").chunks(newest_n=raw_n)), default=0) if files else 0
+    waiting = {name: file for name, file in files.items() if file["raw_n"] < came}
     if newest <= done and not waiting:
         return None
     ahead = [chunk for chunk in labels.chunks() if chunk.n > done]
@@ -69,22 +71,36 @@ def tasks(
     """Return the one task, which joins the records with the keys of their rows."""
     if done:
         return ()
-    inputs = {**plan.bounds, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
+    given = _bounds(context, plan)
+    inputs = {**given, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
     task = Task(stage, f"{context.spec.feature_set}.labels.{plan.n}", "engine.features.label_slices:run", inputs)
-    return ((task, project_labels(context, _rows(plan.bounds), LabelBytes.of(context))),)
+    return ((task, project_labels(context, _rows(given), LabelBytes.of(context))),)
 
 
-def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+def smaller(context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
     """Return the first half of the slice's records; None where it has a single one. The others are the next slices."""
     del error
-    rows = _rows(plan.bounds)
-    return _first(plan.bounds, rows // 2) if rows > 1 else None
+    given = _bounds(context, plan)
+    rows = _rows(given)
+    return _first(given, rows // 2) if rows > 1 else None
+
+
+def _bounds(context: StageContext, plan: Plan) -> Mapping[str, Any]:
+    """Return the bounds of a plan; one of 0.1 took a commit and all that waits."""
+    given = plan.bounds
+    if "rows" in given:
+        return given
+    chunks = context.workspace.table("labels").chunks(newest_n=int(given["through_n"]))
+    rows = sum(chunk.rows for chunk in chunks if chunk.n > int(given["after_n"]))
+    waiting = {name: [0, file["rows"]] for name, file in _files(context, given["pending"]).items()}
+    kept = {name: given[name] for name in ("kind", "after_n", "through_n", "raw_n")}
+    return {**kept, "rows": [0, rows], "of": rows, "waiting": waiting, "raw_after_n": 0}
 
 
 def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], state: State) -> Outcome:
     """Return how far labels are, and how to publish: label events first, then prepared."""
     [result] = results
-    given = plan.bounds
+    given = _bounds(context, plan)
     side = label_events_table(context.workspace, context.spec.feature_set)
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
@@ -114,9 +130,11 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
 def _waiting(context: StageContext, state: State) -> dict[str, dict[str, int]]:
     """Return the files of records whose row has not come: the first of each that waits, rows, and how far it looked."""
     found = state.record.get("pending", {})
-    if isinstance(found, dict):
-        return found
-    paths = [waiting_path(context.workspace, context.spec.feature_set, name) for name in found]  # a list of 0.1
+    return found if isinstance(found, dict) else _files(context, found)  # a list of 0.1
+
+
+def _files(context: StageContext, names: Sequence[str]) -> dict[str, dict[str, int]]:
+    paths = [waiting_path(context.workspace, context.spec.feature_set, name) for name in names]
     return {path.name: {"first": 0, "rows": pq.read_metadata(path).num_rows, "raw_n": 0} for path in paths}
 
 

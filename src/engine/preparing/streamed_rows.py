@@ -97,8 +97,9 @@ def tasks(
     return ((task, project_sort(context, int(bounds["piece_rows"]), row_bytes)),)
 
 
-def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+def smaller(context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
     """Return the slice sorted instead of streamed, then in pieces half as large; what was written aside."""
+    del context
     bounds, written = dict(plan.bounds), error.details.get("checkpoint")
     if written:
         bounds |= {"left": written["left"], "begun": Begun.of(bounds).followed_by(written)}

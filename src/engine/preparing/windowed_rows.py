@@ -101,8 +101,9 @@ def tasks(
     return ((task, project_windows(context, most, row_bytes, spans=spans, segments=segments)),)
 
 
-def smaller(plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
+def smaller(context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
     """Return the slice with spans half as long, of those that were not written; None where each is one moment."""
+    del context
     written = error.details.get("checkpoint")
     left = written["left"] if written else plan.bounds["spans"]
     spans = [half for span in left for half in _halves(*span)]

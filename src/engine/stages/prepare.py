@@ -41,7 +41,7 @@ class _Kind(Protocol):
         self, stage: str, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
     ) -> Sequence[tuple[Task, Projection]]: ...
 
-    def smaller(self, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None: ...
+    def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None: ...
 
     def finish(self, context: StageContext, plan: Plan, results: Sequence[TaskResult], state: State) -> Outcome: ...
 
@@ -94,8 +94,7 @@ class PrepareStage:
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
         """Return the slice in smaller parts, those aside that were written; None where it has none."""
-        del context
-        return _KINDS[plan.bounds["kind"]].smaller(plan, error)
+        return _KINDS[plan.bounds["kind"]].smaller(context, plan, error)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far labels and rows are; publish label events first, then prepared."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.batching import ChunkWriter, read_batches
-from engine.batching.streams import read_weighed, rows_for, rows_within, uneven_terms
+from engine.batching.streams import held_bytes, read_weighed, rows_for, rows_within, uneven_terms
 from engine.errors import TableError
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -176,6 +176,34 @@ def test_rows_that_were_read_before_are_passed_over_whatever_the_batches(tmp_pat
         rest = list(read_batches(paths, span=span, batch_bytes=2_000, after_rows=after))
         assert [row for batch in rest for row in batch.to_pylist()] == whole[after:]
         assert all(batch.num_rows for batch in rest)
+
+
+def test_row_groups_before_the_rows_that_are_asked_for_are_not_decoded(tmp_path: Path) -> None:
+    paths = _chunks(tmp_path, rows=9_000, chunk_rows=6_000, group_bytes=32_000)
+    metadata = pq.read_metadata(paths[0])
+    assert metadata.num_row_groups > 2
+    first, second = metadata.row_group(0), metadata.row_group(1).column(0)
+    content = bytearray(paths[0].read_bytes())
+    begin, end = first.column(0).data_page_offset, second.dictionary_page_offset or second.data_page_offset
+    content[begin:end] = bytes(end - begin)
+    paths[0].write_bytes(content)
+    for after in (first.num_rows, first.num_rows + 1, 5_999, 6_000, 8_999, 9_000):
+        rest = read_batches(paths, columns=["key"], after_rows=after)
+        assert [key for batch in rest for key in batch["key"].to_pylist()] == list(range(after, 9_000))
+    with pytest.raises(TableError, match=paths[0].name):
+        list(read_batches(paths, after_rows=first.num_rows - 1))
+
+
+def test_what_values_take_is_said_by_the_newest_chunks_of_which_a_damaged_one_is_named(tmp_path: Path) -> None:
+    paths = _chunks(tmp_path, rows=5_000, chunk_rows=2_000)
+    found = held_bytes(paths, [*SCHEMA, pa.field("later", pa.string())])
+    assert found["key"] == found["at"] == pytest.approx(8, abs=0.2)
+    assert 4 < found["text"] < 4 + 4 * 2 + 1
+    assert found["later"] == 0
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-100])
+    with pytest.raises(TableError, match=paths[-1].name):
+        held_bytes(paths, list(SCHEMA))
+    assert held_bytes(paths, [SCHEMA.field("key")])["key"] == found["key"]  # nothing is read for it
 
 
 def test_booleans_that_will_be_numbers_come_in_batches_as_large_as_numbers(tmp_path: Path) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from engine import stage
+from engine import events, stage
+from engine.batching import Table, read_batches
 from engine.errors import MemoryBudgetExceeded
-from engine.features import footprints
+from engine.features import footprints, label_slices
 from engine.memory.projection import Projection
 from engine.preparing import label_commits
 from engine.refs import StageReport, Task, TaskResult
-from engine.stage import StageContext
+from engine.spec import PipelineSpec
+from engine.stage import StageContext, run_stage
 from engine.stages.compact import CompactStage
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
+from tests.stopped import stop
 from tests.world import FEBRUARY, MARCH, World, copy_world
 
 MIDDLE = datetime(2013, 2, 10, tzinfo=UTC)
@@ -125,19 +131,58 @@ def test_a_part_that_does_not_fit_is_halved(anew: World, monkeypatch: pytest.Mon
     assert sum(joined) == anew.workspace.table("labels").rows()
 
 
-def test_one_record_cannot_be_divided() -> None:
-    bounds = {"rows": [3, 4], "of": 9, "waiting": {}}
-    plan = stage.Plan(app="prepare:x", n=1, as_of=MARCH, bounds=bounds)
-    error = MemoryBudgetExceeded("for a test")
-    assert label_commits.smaller(plan, error) is None
-    plan = stage.Plan(app="prepare:x", n=1, as_of=MARCH, bounds={**bounds, "rows": [3, 6], "waiting": {"a": [1, 5]}})
-    smaller = label_commits.smaller(plan, error)
-    assert smaller is not None
-    assert (smaller["rows"], smaller["waiting"]) == ([3, 6], {})
-    plan = stage.Plan(app="prepare:x", n=1, as_of=MARCH, bounds={**bounds, "rows": [9, 9], "waiting": {"a": [1, 5]}})
-    smaller = label_commits.smaller(plan, error)
-    assert smaller is not None
-    assert (smaller["rows"], smaller["waiting"]) == ([9, 9], {"a": [1, 3]})
+def test_one_record_cannot_be_divided(world: World) -> None:
+    context, error = world.context(MARCH), MemoryBudgetExceeded("for a test")
+
+    def smaller(rows: Sequence[int], waiting: dict[str, list[int]]) -> Any:
+        bounds = {"rows": rows, "of": 9, "waiting": waiting}
+        return label_commits.smaller(context, stage.Plan(app="x", n=1, as_of=MARCH, bounds=bounds), error)
+
+    assert smaller([3, 4], {}) is None
+    assert smaller([9, 9], {"a": [4, 5]}) is None
+    of_both = smaller([3, 6], {"a": [1, 5]})
+    assert (of_both["rows"], of_both["waiting"]) == ([3, 6], {})
+    of_waiting = smaller([9, 9], {"a": [1, 5]})
+    assert (of_waiting["rows"], of_waiting["waiting"]) == ([9, 9], {"a": [1, 3]})
+
+
+def test_what_was_joined_is_committed_as_it_is_though_it_would_not_fit_any_more(
+    tmp_path: Path, anew: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ended between the commits of label events and of prepared, and the projection is another one since."""
+    whole = _copy(anew, tmp_path / "whole")
+    whole.prepare(MARCH)
+    commit = Table.commit
+
+    def cut(self: Table, **given: Any) -> Any:
+        if self.name.startswith("prepared/"):
+            raise OSError("cut here")
+        return commit(self, **given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "commit", cut)
+        with pytest.raises(OSError, match="cut here"):
+            anew.run(PrepareStage(), FEBRUARY)
+    before = _events(anew)
+    assert before
+    with monkeypatch.context() as patch:
+        patch.setattr(footprints, "_LABEL_COPIES", 10_000)
+        anew.run(PrepareStage(), FEBRUARY)
+    assert _joined(anew)[0] == len(before)
+    anew.prepare(MARCH)
+    assert _events(anew) == _events(whole)
+    assert anew.prepared() == whole.prepared()
+
+
+def test_a_plan_of_the_first_version_is_gone_on_with(tmp_path: Path, anew: World) -> None:
+    whole = _copy(anew, tmp_path / "whole")
+    whole.prepare(MARCH)
+    bounds = {"kind": "labels", "after_n": 0, "through_n": 1, "pending": [], "pending_rows": 0, "raw_n": 1}
+    plan = {"as_of": "2013-02-01T06:00:00Z", "bounds": bounds}
+    anew.workspace.journal.write_plan(f"prepare:{anew.spec.feature_set}", 1, plan)
+    anew.prepare(MARCH)
+    assert _events(anew) == _events(whole)
+    assert anew.prepared() == whole.prepared()
 
 
 def _take_out(world: World, keys: Sequence[int]) -> list[tuple[Any, ...]]:
@@ -188,12 +233,66 @@ def test_records_wait_in_files_and_are_looked_for_in_rows_that_came_since(
     assert world.prepared() == whole.prepared()
 
 
-def test_records_whose_row_comes_later_still_wait_on(world: World) -> None:
+def test_records_that_wait_are_looked_for_only_in_rows_that_came_since(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = _take_out(world, HELD)
     world.prepare(FEBRUARY)
+    before = _record(world)["pending"]
+    world.run(ExtractStage("raw"), FEBRUARY + timedelta(hours=1))
     _bring(world, held[:100])
-    world.prepare(MIDDLE)
+    world.run(ExtractStage("raw"), MIDDLE)
+    stop(monkeypatch)  # tasks run in this process from here on
+    read: list[str] = []
+
+    def watched(paths: Sequence[Path], **given: Any) -> Any:
+        read.extend(path.name for path in paths if path.parent.name == "raw")
+        return read_batches(paths, **given)
+
+    monkeypatch.setattr(label_slices, "read_batches", watched)
+    world.run(PrepareStage(), MIDDLE)
+    chunks = world.workspace.table("raw").chunks()
+    [tried] = {file["raw_n"] for file in before.values()}
+    came = {chunk.name for chunk in chunks if chunk.n > tried}
+    assert read
+    assert set(read) <= came < {chunk.name for chunk in chunks}
     [file] = _record(world)["pending"].values()
     assert file["rows"] - file["first"] == len(held) - 100
-    raw_n = world.workspace.table("raw").transaction("extract:raw")
-    assert file["raw_n"] == raw_n
+    assert file["raw_n"] == max(chunk.n for chunk in chunks)
+
+
+def test_a_few_labels_are_looked_for_in_many_rows_with_long_keys_within_their_projection(tmp_path: Path) -> None:
+    """What Polars takes out of a batch keeps its texts: of each batch in which one row had a label, all were held."""
+    keys = 600_000
+    number = np.arange(keys)
+    rows = {
+        "id": pa.array(number),
+        "at": pa.array(number * 1_000_000).cast(pa.timestamp("us", tz="UTC")),
+        "town": pa.array(np.char.add("t" * 200, (number % 50_000).astype(str)).tolist()),
+    }
+    some = number[:: keys // 200]
+    labels = {
+        "id": pa.array(some),
+        "good": pa.array(some % 2 == 0),
+        "known": pa.array(some * 1_000_000 + 1).cast(pa.timestamp("us", tz="UTC")),
+    }
+    for name, columns in (("rows", rows), ("labels", labels)):
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table(columns), tmp_path / name / "1.parquet")
+    value = {
+        "pipeline": "towns",
+        "workspace": str(tmp_path / "workspace"),
+        "source": {"uri": str(tmp_path / "rows"), "key": "id", "cursor": "at"},
+        "event_time": "at",
+        "labels": {"uri": str(tmp_path / "labels"), "key": "id", "value": "good", "labelled_at": "known"},
+        "features": {"windows": [{"keys": ["town"], "over": "labels", "lengths": ["1d"], "statistics": ["rate"]}]},
+        "resources": {"memory": "256MiB"},
+    }
+    ended: list[events.TaskEnded] = []
+    hook = lambda event: ended.append(event) if isinstance(event, events.TaskEnded) else None  # noqa: E731
+    context = StageContext.of(PipelineSpec.model_validate(value), directory=tmp_path, hook=hook)
+    for one in (ExtractStage("raw"), ExtractStage("labels"), PrepareStage()):
+        run_stage(one, context)
+    [joined] = [one for one in ended if ".labels." in one.task]
+    assert joined.measured_bytes <= joined.projected_bytes < 140 * 2**20
+    assert context.workspace.table(f"label_events/{context.spec.feature_set}").rows() == len(some)

@@ -82,6 +82,7 @@ def _check(projection: Projection, expected: int) -> None:
     assert all(size > 0 for size in projection.terms.values()), projection.terms
 
 
+FAR = 10**9
 SMALL = Budget(512 * MIB, batch_bytes=BATCH)
 
 
@@ -148,15 +149,13 @@ def test_settling_takes_what_its_rows_need_within_bounds(context: StageContext, 
 
 
 def test_joining_labels(context: StageContext) -> None:
-    held = footprints.LabelBytes(key=307.0, window_keys=37.0)
-    for rows, batches in ((ROWS, 3 * BATCH), (503, 503 * (56 + 307))):
-        expected = rows * ((56 + 307) * 6 + 37 * 5) + batches + rows * 48 + 2 * GROUP + 12 * MIB
+    for raw, rows in ((None, ROWS), (1_000_003, ROWS), (101, 503)):
+        held = footprints.LabelBytes(key=307.0, window_keys=37.0, rows=raw)
+        read = (raw or FAR) * (307 + 16 + 37)
+        joined = rows * ((56 + 307) * 6 + (37 + 24) * 5) + rows * 48
         found = footprints.project_labels(context, rows, held)
-        _check(found, expected)
-        assert (found.rows, found.base_row_bytes) == (rows, 56 + 307 + 37)
-    context.learned.save_row_bytes("prepare.labels", context.spec.feature_set, 3.0 * 400, base=400)
-    learned = footprints.project_labels(context, ROWS, held)
-    assert learned.terms["label records"] == int(ROWS * 400 * 3 * 1.05)
+        _check(found, joined + min(3 * BATCH, 3 * read) + min(GROUP, read) + 2 * GROUP + 12 * MIB)
+        assert found.rows == rows
 
 
 def _commit(table: Table, columns: dict[str, pa.Array]) -> None:
@@ -169,12 +168,17 @@ def _commit(table: Table, columns: dict[str, pa.Array]) -> None:
 
 def test_keys_take_what_the_newest_chunks_say(context: StageContext) -> None:
     workspace = context.workspace
-    assert footprints.LabelBytes.of(context) == footprints.LabelBytes(key=8.0, window_keys=24 + 8.0)
+    assert footprints.LabelBytes.of(context) == footprints.LabelBytes(key=8.0, window_keys=8.0, rows=None)
     for width in (50, *[7] * 7):  # of the last eight chunks the one where keys are largest
         _commit(workspace.table("labels"), {"key": pa.array(["k" * width] * 3), "value": pa.array([True] * 3)})
     _commit(workspace.table("raw"), {"town": pa.array(["t" * 13] * 5), "x": pa.array(["x" * 10_000] * 5)})
     found = footprints.LabelBytes.of(context)
-    assert (found.key, found.window_keys) == (pytest.approx(54, abs=2), pytest.approx(24 + 17, abs=2))
+    assert (found.key, found.window_keys, found.rows) == (pytest.approx(54, abs=2), pytest.approx(17, abs=2), 5)
+    _commit(workspace.table("raw"), {"x": pa.array(["x"])})  # older than the column, or before its transform
+    assert layout.column_bytes(workspace.table("raw"), ["town", "to come"]) == {
+        "town": found.window_keys,
+        "to come": 8.0,
+    }
     _commit(workspace.table("labels"), {"key": pa.array(["k" * 7] * 3), "value": pa.array([True] * 3)})
     assert layout.key_bytes(workspace) == pytest.approx(11, abs=2)
 
@@ -190,7 +194,7 @@ def test_spans_whose_keys_and_values_to_count_are_texts(context: StageContext) -
     row = {name: ["n" * width] * 5 for name, width in (("customer", 53), ("town", 31), ("method", 41), ("other", 997))}
     _commit(context.workspace.table("raw"), {name: pa.array(values) for name, values in row.items()})
     found = footprints.project_windows(texts, ROWS, ROW_BYTES).terms["texts of keys"]
-    assert found == pytest.approx(ROWS * 4 * (31 + 4 + 41 + 4 - 2 * 8), rel=0.05)
+    assert found == pytest.approx(ROWS * 4 * (31 + 4 + 41 + 4 - 2 * 17), rel=0.05)
 
 
 def test_spans_with_windows(context: StageContext) -> None:
