@@ -159,6 +159,18 @@ def _row_groups(file: pq.ParquetFile, span: Within | None) -> list[int]:
     return kept
 
 
+def rows_of(path: Path) -> int:
+    """Return how many rows a chunk has.
+
+    Raises
+    ------
+    TableError
+        As ``read_batches``.
+    """
+    with _named(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def rows_within(path: Path, span: tuple[str, datetime | None, datetime]) -> float:
     """Return about how many rows of a chunk lie in a span, as the statistics of its row groups tell.
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.batching import Table
+from engine.batching.streams import rows_of
 from engine.errors import HeadraceError
 from engine.features.footprints import LabelBytes, label_rows_per_slice, project_labels
 from engine.features.label_slices import waiting_path
@@ -135,7 +136,7 @@ def _waiting(context: StageContext, state: State) -> dict[str, dict[str, int]]:
 
 def _files(context: StageContext, names: Sequence[str]) -> dict[str, dict[str, int]]:
     paths = [waiting_path(context.workspace, context.spec.feature_set, name) for name in names]
-    return {path.name: {"first": 0, "rows": pq.read_metadata(path).num_rows, "raw_n": 0} for path in paths}
+    return {path.name: {"first": 0, "rows": rows_of(path), "raw_n": 0} for path in paths}
 
 
 def _still_waiting(

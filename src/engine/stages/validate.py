@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.batching import Table, Workspace
+from engine.batching.chunks import fixed_width
 from engine.batching.frames import to_arrow
 from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
 from engine.errors import LearningError
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _SCORED_ROW_BYTES = 2 * 8 + 1  # two scores and a label, keys aside
 _BOOTSTRAP_ROW_BYTES = 60  # once no row is read any more
+_VIEW_BYTES = 32  # of a text beside its letters, while rows are paired: 308 bytes a row measured with keys of 7 letters
 _JOINED_ROW_BYTES = 200  # of rows of two feature sets, keys of 8 bytes: 170 measured
 
 
@@ -145,7 +147,9 @@ def forecast(context: StageContext) -> list[Forecast]:
 def _project(context: StageContext, rows: int, *, models_bytes: int, joined: bool) -> Projection:
     """Return what judging takes; ``joined`` where the models are of two feature sets, and their rows are paired."""
     key = int(key_bytes(context.workspace))
-    judging = rows * (_JOINED_ROW_BYTES + 4 * (key - 8) if joined else _BOOTSTRAP_ROW_BYTES)
+    schema = prepared_table(context.workspace, context.spec.feature_set).schema()
+    views = 0 if schema is None or fixed_width(schema.field(KEY).type) is not None else _VIEW_BYTES
+    judging = rows * (_JOINED_ROW_BYTES + 4 * (key + views - 8) if joined else _BOOTSTRAP_ROW_BYTES)
     largest = largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
     reading = labelled_terms(context.budget.batch_bytes, largest_row_bytes=largest)
     terms = {

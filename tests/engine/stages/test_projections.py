@@ -360,6 +360,11 @@ def test_validation_holds_the_keys_of_both_models_rows(context: StageContext, mo
     monkeypatch.setattr(validate, "key_bytes", lambda workspace: 53.0)
     found = validate._project(context, ROWS, models_bytes=MODEL, joined=False)
     assert found.terms["scores of both models"] == ROWS * (17 + 2 * 53)
+    for kind, views in ((pa.int64(), 0), (pa.string(), 32)):
+        monkeypatch.setattr(Table, "schema", lambda _, kind=kind: pa.schema([("key", kind)]))
+        joined = validate._project(context, 10**7, models_bytes=MODEL, joined=True)
+        paired = 10**7 * (200 + 4 * (53 + views - 8))
+        assert joined.projected_bytes == RESERVED + MODEL + 10**7 * (17 + 2 * 53) + paired
 
 
 def test_scoring(context: StageContext) -> None:
