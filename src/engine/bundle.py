@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from engine.batching import Workspace
 from engine.batching.atomic import read_json, require_json, write_json
 from engine.errors import RegistryError
 from engine.features.encoders import FeatureEncoder
@@ -25,14 +26,14 @@ from engine.learning.calibration import Calibration
 from engine.learning.drift import DriftCounter, Reference
 from engine.learning.learners import Model, learner
 from engine.learning.sampling import correct_prior
+from engine.ledger import Ledger, champion_of, trained
 from engine.spec import PipelineSpec
 from engine.units import parse_time
 
 _FORMAT = 1
 _LOADED_COPIES = 4  # of its files: a text model is parsed into nodes that are larger than their digits
 _LOADED_BASE_BYTES = 8 * 2**20
-UNKNOWN_LOADED_BYTES = 16 * 2**20
-"""Of a model that is not trained yet, in a forecast."""
+_UNKNOWN_LOADED_BYTES = 16 * 2**20  # of a model that is not trained yet
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,14 @@ def loaded_bytes(directory: Path) -> int:
     """Return about what the bundle of a directory takes in memory; the learner's library is not in it."""
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     return _LOADED_BASE_BYTES + _LOADED_COPIES * size
+
+
+def expected_bytes(workspace: Workspace) -> int:
+    """Return about what a next model takes in memory: as much as the champion, or a usual figure before the first."""
+    history = Ledger(workspace).history()
+    champion = champion_of(history)
+    facts = trained(history, champion.version) if champion else None
+    return loaded_bytes(workspace.root / facts.details["bundle"]) if facts else _UNKNOWN_LOADED_BYTES
 
 
 def sections_of(spec: PipelineSpec) -> dict[str, Any]:

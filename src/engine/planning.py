@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from engine.batching.runs import last_reports
-from engine.errors import HeadraceError, PlanRefused, WorkspaceError, from_json
+from engine.errors import HeadraceError, PlanRefused, from_json
 from engine.memory.disk import refuse_memory, require_room
 from engine.memory.groups import enforcement
 from engine.memory.tickets import require_memory, tickets_mib
@@ -75,7 +75,7 @@ def require_fit(context: StageContext, *, stages: Collection[str]) -> None:
 
     Raises
     ------
-    PlanRefused, WorkspaceError
+    PlanRefused
         That of the first task which does not fit; its hint names what would do for all of them.
     """
     refused = [entry for name in _STAGES if name in stages for entry in _entries(name, context) if not entry["fits"]]
@@ -129,7 +129,7 @@ def _refusal(check: Callable[[], None]) -> HeadraceError | None:
     """Return what a check refuses with, None where it passes."""
     try:
         check()
-    except (PlanRefused, WorkspaceError) as error:
+    except PlanRefused as error:
         return error
     return None
 

@@ -18,7 +18,7 @@ import pytest
 
 from engine import events
 from engine.errors import LearningError, MemoryBudgetExceeded, TaskCrashed, WorkspaceError
-from engine.memory import sampler
+from engine.memory import cage, sampler
 from engine.memory.budget import Budget
 from engine.memory.cage import run_caged
 from engine.memory.groups import MemoryGroup, memory_group
@@ -70,6 +70,26 @@ def test_what_passes_the_budget_is_stopped_and_the_next_run_works(enforced: str)
     after = _run("allocate", mib=64)
     assert after.memory.enforced_by == enforced
     assert 0 < after.memory.reserved_bytes < after.memory.measured_bytes < ALLOWED
+
+
+def test_what_swap_takes_beyond_the_budget_is_stopped_where_the_kernel_does_not_count_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = _kind_of_group(monkeypatch)
+
+    @contextlib.contextmanager
+    def without_accounting(allowed_bytes: int) -> Iterator[MemoryGroup | None]:
+        with memory_group(8 * allowed_bytes) as group:  # as if the rest had been swapped out
+            assert group is not None
+            assert group.bounds_swap
+            group.bounds_swap = False
+            yield group
+
+    monkeypatch.setattr(cage, "memory_group", without_accounting)
+    with pytest.raises(MemoryBudgetExceeded) as caught:
+        _run("allocate", mib=2048)
+    assert caught.value.details["enforced_by"] == kind
+    assert ALLOWED < caught.value.details["measured_bytes"] < 2 * ALLOWED
 
 
 def test_a_hook_that_waits_does_not_suspend_the_budget(enforced: str) -> None:

@@ -154,8 +154,7 @@ class _Child:
             self._hook(events.TaskStarted(stage, name, self._budget.allowed_bytes, enforced_by))
             outcome = "failed"
             with self._process(group, output) as process:
-                stop_at = None if group else TERMINATE * self._budget.allowed_bytes
-                with Sampler(process.pid, started=self._started, stop_at_bytes=stop_at) as sampler:
+                with Sampler(process.pid, started=self._started, stop_at_bytes=self._stop_at(group)) as sampler:
                     self._send(process)  # the task begins with this, so no moment of it goes unseen
                     self._watch(process, sampler, group)
                 self._peak = max(self._peak, sampler.peak.counted_bytes if sampler.peak else 0)
@@ -175,6 +174,12 @@ class _Child:
                 figures = (self._peak, self._seconds(), self._reserved, self._projected)
                 self._hook(events.TaskEnded(stage, name, outcome, *figures))
             return result
+
+    def _stop_at(self, group: MemoryGroup | None) -> float | None:
+        """Return the measure at which the sampler stops the child, None where the kernel holds all of it."""
+        if group is None:
+            return TERMINATE * self._budget.allowed_bytes
+        return None if group.bounds_swap else self._budget.allowed_bytes + 1  # what swap takes it beyond that
 
     @contextlib.contextmanager
     def _process(self, group: MemoryGroup | None, output: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:

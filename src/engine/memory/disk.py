@@ -34,9 +34,7 @@ def require_room(path: Path, needed_bytes: int, allowed_bytes: int, *, what: str
     Raises
     ------
     PlanRefused
-        It is more than ``resources.disk`` allows.
-    WorkspaceError
-        The disk has less free; names both figures.
+        It is more than ``resources.disk`` allows, or than the disk has free; names both figures.
     """
     if needed_bytes > allowed_bytes:
         raise PlanRefused(
@@ -46,9 +44,10 @@ def require_room(path: Path, needed_bytes: int, allowed_bytes: int, *, what: str
         )
     free = shutil.disk_usage(next(place for place in (path, *path.absolute().parents) if place.exists())).free
     if free < needed_bytes:
-        raise WorkspaceError(
+        raise PlanRefused(
             f"{what} needs {format_bytes(needed_bytes)} on the disk of {path}, {format_bytes(free)} are free",
             hint="free some space, or set HEADRACE_HOME to another disk",
+            details={"needed_bytes": needed_bytes, "free_bytes": free},
         )
 
 

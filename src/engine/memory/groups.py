@@ -32,17 +32,21 @@ class MemoryGroup:
     def __init__(self, path: Path, *, kind: str) -> None:
         self.path = path
         self.kind = kind
+        self.bounds_swap = False
+        """Whether the kernel holds memory with swap to the limit, not memory alone."""
 
     def limit(self, allowed_bytes: int) -> None:
         """Set the limit of memory, and of memory with swap where the kernel accounts for it."""
         if self.kind == "cgroup-v1":
             (self.path / "memory.limit_in_bytes").write_text(str(allowed_bytes))
-            with contextlib.suppress(OSError):  # no swap accounting: swap is in the measure
+            with contextlib.suppress(OSError):  # no swap accounting
                 (self.path / "memory.memsw.limit_in_bytes").write_text(str(allowed_bytes))
+                self.bounds_swap = True
         else:
             (self.path / "memory.max").write_text(str(allowed_bytes))
             with contextlib.suppress(OSError):  # as above
                 (self.path / "memory.swap.max").write_text("0")
+                self.bounds_swap = True
             with contextlib.suppress(OSError):  # Linux before 4.19: it kills the largest process, not all of them
                 (self.path / "memory.oom.group").write_text("1")
 

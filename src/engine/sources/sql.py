@@ -23,7 +23,7 @@ _EVER = datetime(9999, 1, 1, tzinfo=UTC)
 _MOST_ROWS = 131_072
 _DRIVER_VALUE_BYTES = 8  # SQLite has one width for all numbers, and for booleans; two columns say what is wrong
 _TEXT_BYTES = 64  # a first guess of a text and its offset
-_LOOK_ROWS = 1_024  # of which the bytes of a row are taken
+_LOOK_ROWS, _LOOK_BYTES, _LOOK_BATCH = 1_024, 4 * 2**20, 8  # of which the bytes of a row are taken, in no cage
 _COUNTED_ROWS = 2**18  # a range of more is read through batches of full size anyway
 
 
@@ -98,8 +98,10 @@ class SQLSource:
         counted = self._dialect.count(self._range(**arguments | {"limit_rows": limit}, batch_rows=1))
         rows = size = 0
         look = min(_LOOK_ROWS, arguments["limit_rows"])
-        for part in self.scan(**arguments | {"limit_rows": look}, batch_rows=_LOOK_ROWS):
+        for part in self.scan(**arguments | {"limit_rows": look}, batch_rows=_LOOK_BATCH):
             rows, size = rows + part.rows.num_rows, size + part.rows.nbytes
+            if size > _LOOK_BYTES:
+                break
         return Extent(
             rows=counted if counted < _COUNTED_ROWS else None,
             row_bytes=size / max(1, rows),

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +17,9 @@ import pyarrow as pa
 from engine import events
 from engine.batching import Chunk, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import uneven_terms
+from engine.batching.streams import BatchBytes, uneven_terms
 from engine.batching.tables import chunk_prefix
-from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
+from engine.bundle import Bundle, expected_bytes, loaded_bytes
 from engine.features.labelled import MODEL_VALUE_BYTES
 from engine.layout import (
     EVENT_TIME,
@@ -98,7 +99,6 @@ class ScoreStage:
             "learner": facts.details["learner"],
             "chunks": [chunk.name for chunk in taken],
             "rows": sum(chunk.rows for chunk in taken),
-            "largest": max(chunk.rows for chunk in taken),
             "through_n": taken[-1].n,
             "since": format_time(since),
         }
@@ -113,7 +113,7 @@ class ScoreStage:
         inputs = {**plan.bounds, "n": plan.n, "as_of": format_time(plan.as_of), "imports": libraries}
         task = Task(self.name, f"score.{plan.n}", "engine.stages.score:run", inputs)
         model_bytes = loaded_bytes(context.workspace.root / plan.bounds["bundle"])
-        return ((task, _project(context, int(plan.bounds["largest"]), model_bytes=model_bytes)),)
+        return ((task, _project(context, model_bytes=model_bytes)),)
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far each feature set is scored; publish the predictions."""
@@ -144,16 +144,16 @@ def forecast(context: StageContext) -> list[Forecast]:
     """Return what scoring a slice of new rows takes."""
     chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
     rows = max((chunk.rows for chunk in chunks), default=_SLICE_ROWS)
-    return [Forecast(_project(context, rows, model_bytes=UNKNOWN_LOADED_BYTES), rows)]
+    return [Forecast(_project(context, model_bytes=expected_bytes(context.workspace)), rows)]
 
 
-def _project(context: StageContext, rows: int, *, model_bytes: int) -> Projection:
-    """Return what scoring takes: keys are looked up chunk by chunk, so ``rows`` are the largest chunk's."""
+def _project(context: StageContext, *, model_bytes: int) -> Projection:
+    """Return what scoring takes; looking for rows that have a prediction comes before a batch is copied."""
     features, batch = len(context.spec.features.names()), context.budget.batch_bytes
     largest = largest_row_bytes(context.workspace, prepared_app(context.spec.feature_set))
     terms = {
         "batches in flight": batch * _COPIES,
-        "keys already scored": rows * 24,
+        "keys already scored": ROW_GROUP_BYTES,
         "model": model_bytes,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "page of each column": (features + 3) * 2**17,
@@ -171,8 +171,6 @@ def _new_chunks(workspace: Workspace, feature_set: str, after_n: int, since: dat
 
 def run(task: Task, scope: Scope) -> TaskResult:
     """Score the rows of some prepared chunks that have no prediction yet (in the cage)."""
-    import polars as pl
-
     context = ChildContext.of(scope.context)
     workspace = context.workspace
     bundle = Bundle.load(workspace.root / task.inputs["bundle"])
@@ -200,7 +198,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             if number < done.number:
                 continue
             chunk, row = chunks[name], done.row if number == done.number else 0
-            known = _scored(predictions, chunk, out_schema)
+            known = _scored_within(predictions, chunk)
             for batch in read_batches(
                 [chunk.path],
                 columns=columns,
@@ -212,8 +210,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             ):
                 scope.governor.wait()
                 row += batch.num_rows
-                new = pl.DataFrame(batch.select([KEY])).select(~pl.col(KEY).is_in(known.implode())).to_series()
-                fresh = batch.filter(new.to_arrow())
+                fresh = _unscored(batch, known, within=chunk, batch_bytes=scope.governor.batch_bytes)
                 scope.batch_done(batch.num_rows, batch.nbytes)
                 scope.governor.passed(batch.nbytes)
                 scope.progress(done.rows + batch.num_rows, int(task.inputs["rows"]), "rows")
@@ -264,11 +261,26 @@ class _Done:
         self.rows, self.batches = self.rows + batch.num_rows, self.batches + 1
 
 
-def _scored(predictions: Table, chunk: Chunk, schema: pa.Schema) -> Any:
-    """Return the keys with a prediction among the event times of a chunk."""
+def _scored_within(predictions: Table, chunk: Chunk) -> list[Path]:
+    """Return the files that may hold predictions of a prepared chunk's rows."""
+    low, high = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
+    mine = (one for one in predictions.chunks() if one.may_hold(EVENT_TIME, low, None))
+    return [one.path for one in mine if one.minimum[EVENT_TIME] <= high]
+
+
+def _unscored(
+    batch: pa.RecordBatch, known: Sequence[Path], *, within: Chunk, batch_bytes: BatchBytes
+) -> pa.RecordBatch:
+    """Return the rows of a batch that have no prediction among the event times of its chunk.
+
+    Predictions stream past the batch, so that what is held does not depend on how many there are, or on their keys.
+    """
     import polars as pl
 
-    low, high = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
-    mine = [c for c in predictions.chunks() if c.may_hold(EVENT_TIME, low, None) and c.minimum[EVENT_TIME] <= high]
-    batches = list(read_batches([c.path for c in mine], columns=[KEY], span=(EVENT_TIME, low, None)))
-    return pl.DataFrame(pa.Table.from_batches(batches, schema=pa.schema([schema.field(KEY)])))[KEY]
+    span = (EVENT_TIME, within.minimum[EVENT_TIME], None)
+    keys, found = pl.DataFrame(batch.select([KEY]))[KEY], pl.repeat(False, batch.num_rows, eager=True)
+    for part in read_batches(known, columns=[KEY], span=span, batch_bytes=batch_bytes):
+        scored = pl.DataFrame(part)[KEY]
+        # Of the two sets the batch is the one that is hashed; of the other only what it shares with it.
+        found = found | keys.is_in(scored.filter(scored.is_in(keys.implode())).implode())
+    return batch.filter((~found).to_arrow())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from engine.batching import Table
@@ -25,7 +26,15 @@ from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
 from engine.stage import Forecast, Outcome, Plan, StageContext
 from engine.training.due import cutoff
-from engine.training.footprints import fit_bytes, fit_share, project_cache, project_fit, sampling_rate, span_rows
+from engine.training.footprints import (
+    fit_bytes,
+    fit_share,
+    most_rows_kept,
+    project_cache,
+    project_fit,
+    sampling_rate,
+    span_rows,
+)
 from engine.units import format_time
 
 _CACHE = "the training cache"
@@ -75,7 +84,8 @@ class TrainStage:
             return ()
         inputs: dict[str, Any] = {**plan.bounds, "n": plan.n, "imports": ["polars"]}
         if not done:
-            needed = _most_cache_bytes(context)
+            split = Split.from_json(plan.bounds["split"])
+            needed = _most_cache_bytes(context, _rows_within(context, split.train_from, split.train_until))
             require_room(context.workspace.scratch, needed, context.budget.disk_bytes, what=_CACHE)
             inputs |= {"available_bytes": fit_bytes(context), "row_share": fit_share(context)}
             task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.training.caching:run", inputs)
@@ -84,7 +94,9 @@ class TrainStage:
         inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
         inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
         task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.training.fitting:run", inputs)
-        return ((task, project_fit(context, int(cached.outputs["rows"]))),)
+        split = Split.from_json(plan.bounds["split"])
+        calibration = _rows_within(context, split.calibrate_from, split.validate_from)
+        return ((task, project_fit(context, int(cached.outputs["rows"]), calibration_rows=calibration)),)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
         """Return the same training where the budget chooses the sampling rate: from what the fit took, it is lower."""
@@ -135,16 +147,20 @@ class TrainStage:
         )
 
 
-def _most_cache_bytes(context: StageContext) -> int:
-    """Return what the training cache takes at most: how many rows are sampled is known once their labels are."""
-    rows = prepared_table(context.workspace, context.spec.feature_set).rows()
-    return cache_bytes(rows, features=len(context.spec.features.names()))
+def _most_cache_bytes(context: StageContext, rows: int) -> int:
+    """Return what the cache of a training on so many rows takes at most: how many are sampled only labels tell."""
+    return cache_bytes(most_rows_kept(context, rows), features=len(context.spec.features.names()))
+
+
+def _rows_within(context: StageContext, low: datetime | None, high: datetime) -> int:
+    return span_rows(context.workspace, context.spec.feature_set, low, high)
 
 
 def forecast(context: StageContext) -> list[Forecast]:
     """Return what making the training cache and fitting take, with the sampling rate that the budget buys."""
     split = Split.of(context.spec, cutoff(context))
-    rows = span_rows(context.workspace, context.spec.feature_set, split.train_from, split.train_until)
+    rows = _rows_within(context, split.train_from, split.train_until)
+    calibration = _rows_within(context, split.calibrate_from, split.validate_from)
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
     rate = sampling_rate(
@@ -157,6 +173,6 @@ def forecast(context: StageContext) -> list[Forecast]:
     )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
-        Forecast(project_cache(context), rows, disk_bytes=_most_cache_bytes(context), on_disk=_CACHE),
-        Forecast(project_fit(context, kept), kept, sampling_rate=rate),
+        Forecast(project_cache(context), rows, disk_bytes=_most_cache_bytes(context, rows), on_disk=_CACHE),
+        Forecast(project_fit(context, kept, calibration_rows=calibration), kept, sampling_rate=rate),
     ]

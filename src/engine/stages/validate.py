@@ -16,7 +16,7 @@ import pyarrow as pa
 from engine.batching import Table, Workspace
 from engine.batching.chunks import fixed_width
 from engine.batching.frames import to_arrow
-from engine.bundle import UNKNOWN_LOADED_BYTES, Bundle, loaded_bytes
+from engine.bundle import Bundle, expected_bytes, loaded_bytes
 from engine.errors import LearningError
 from engine.features.labelled import LabelView, labelled_rows, labelled_terms
 from engine.layout import (
@@ -141,7 +141,7 @@ def forecast(context: StageContext) -> list[Forecast]:
     champion = champion_of(history)
     facts = trained(history, champion.version) if champion else None
     joined = facts is not None and facts.details["feature_set"] != spec.feature_set
-    return [Forecast(_project(context, rows, models_bytes=2 * UNKNOWN_LOADED_BYTES, joined=joined), rows)]
+    return [Forecast(_project(context, rows, models_bytes=2 * expected_bytes(workspace), joined=joined), rows)]
 
 
 def _project(context: StageContext, rows: int, *, models_bytes: int, joined: bool) -> Projection:

@@ -5,6 +5,7 @@ What each learner takes it says itself (``learning/learners/``); what learned ro
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from engine.batching import Chunk, Workspace
@@ -22,6 +23,7 @@ from engine.stage import StageContext
 
 _COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
 _SPAN_LABEL_BYTES = 100_000 * 120
+_CALIBRATION_ROW_BYTES = 100  # scores, labels, and what fitting the calibration makes of them: 98 measured
 _FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
 
 
@@ -43,11 +45,9 @@ def sampling_rate(
     """
     if spec.learner.sampling_rate is not None:
         return spec.learner.sampling_rate
-    terms = _learner_terms(spec, rows)
-    if not rows or not terms["rows"]:
+    available, row_bytes = _room(spec, rows, available_bytes=available_bytes, row_share=row_share)
+    if not row_bytes:
         return 1.0
-    available = available_bytes - sum(size for term, size in terms.items() if term != "rows")
-    row_bytes = row_share * terms["rows"] / rows
     try:
         return sampling_rate_for(
             rows=rows, positives=positives, available_bytes=max(0, available), bytes_per_row=row_bytes
@@ -66,9 +66,27 @@ def sampling_rate(
                 "stage": "train.fit",
                 "projected_bytes": int(budget.allowed_bytes + short),
                 "smallest_budget_bytes": enough * 2**20,
-                "terms": {**terms, "rows": int(error.details["projected_bytes"])},
+                "terms": {**_learner_terms(spec, rows), "rows": int(error.details["projected_bytes"])},
             },
         ) from None
+
+
+def most_rows_kept(context: StageContext, rows: int) -> int:
+    """Return how many of so many rows a training samples at most, before their labels are known."""
+    chosen = context.spec.learner.sampling_rate
+    if chosen is not None:  # all positives, of which there are no more than label records
+        expected = chosen * rows
+        return min(rows, context.workspace.table("labels").rows() + math.ceil(expected + 4.0 * math.sqrt(expected)))
+    share = fit_share(context)
+    available, row_bytes = _room(context.spec, rows, available_bytes=fit_bytes(context), row_share=share)
+    return min(rows, max(0, int(available / row_bytes))) if row_bytes else rows
+
+
+def _room(spec: PipelineSpec, rows: int, *, available_bytes: int, row_share: float) -> tuple[int, float]:
+    """Return what the learner leaves for rows, and what each takes: 0 where rows cost none."""
+    terms = _learner_terms(spec, rows)
+    others = sum(size for term, size in terms.items() if term != "rows")
+    return available_bytes - others, row_share * terms["rows"] / rows if rows else 0.0
 
 
 def span_rows(workspace: Workspace, feature_set: str, low: datetime | None, high: datetime) -> int:
@@ -130,16 +148,17 @@ def project_cache(context: StageContext) -> Projection:
     return Projection(stage="train.cache", reserved_bytes=context.learned.reserved_bytes("train.cache"), terms=terms)
 
 
-def project_fit(context: StageContext, rows: int) -> Projection:
-    """Return what fitting on so many rows takes."""
+def project_fit(context: StageContext, rows: int, *, calibration_rows: int) -> Projection:
+    """Return what fitting on so many rows takes, and calibrating on others, which comes after it."""
     terms = _learner_terms(context.spec, rows)
     first = terms["rows"] / rows if rows else 0.0
-    terms = {**_shared_terms(context), **terms, "rows": int(rows * fit_share(context) * first)}
+    terms["rows"] = int(rows * fit_share(context) * first)
+    beyond = max(0, calibration_rows * _CALIBRATION_ROW_BYTES - sum(terms.values()))
     return Projection(
         stage="train.fit",
         reserved_bytes=context.learned.reserved_bytes("train.fit"),
-        terms=terms,
-        rows=rows,
+        terms={**_shared_terms(context), **terms, "calibration, beyond what the fit held": beyond},
+        rows=rows if first else 0,
         row_term="rows" if first else "",
         table=context.spec.pipeline,
         base_row_bytes=first,

@@ -269,7 +269,7 @@ def test_memory_in_disguise_is_refused(tmp_path: Path) -> None:
 
 def test_a_disk_without_room_is_named_with_both_figures(tmp_path: Path) -> None:
     require_room(tmp_path, needed_bytes=1, allowed_bytes=1, what="a test")
-    with pytest.raises(WorkspaceError, match=r"a test needs .* TiB"):
+    with pytest.raises(PlanRefused, match=r"a test needs .* TiB"):
         require_room(tmp_path, needed_bytes=2**60, allowed_bytes=2**61, what="a test")
     with pytest.raises(PlanRefused, match="1 B are allowed"):
         require_room(tmp_path, needed_bytes=2, allowed_bytes=1, what="a test")

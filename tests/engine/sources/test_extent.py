@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,24 @@ def test_of_many_rows_no_number_is_known(database: Any, monkeypatch: pytest.Monk
     fill(database, [(key, key) for key in range(503)])
     with opened(database) as source:
         assert source.extent(_range(source), batch_bytes=10_007).rows is None
+
+
+def test_of_large_rows_few_are_looked_at(database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LOOK_BYTES", 200)
+    fill(database, [(key, key) for key in range(503)])
+    with opened(database) as source:
+        bounds, scan, seen = _range(source), source.scan, list[int]()
+
+        def watched(**arguments: Any) -> Iterator[Any]:
+            for part in scan(**arguments):
+                seen.append(part.rows.num_rows)
+                yield part
+
+        monkeypatch.setattr(source, "scan", watched)
+        found = source.extent(bounds, batch_bytes=10_007)
+    assert found.rows == 503
+    assert sum(seen) in (15, 16)  # of SQLite one row is for the types
+    assert 16 <= found.row_bytes < 17
 
 
 def test_only_sqlite_gives_as_many_rows_as_it_is_asked_for(database: Any) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -132,9 +133,9 @@ def test_each_stage_that_reads_rows_holds_the_largest_as_often_as_a_batch(
             "windows": footprints.project_windows(context, ROWS, ROW_BYTES),
             "sort": footprints.project_sort(context, ROWS, ROW_BYTES),
             "cache": training.project_cache(context),
-            "fit": training.project_fit(context, ROWS),
+            "fit": training.project_fit(context, ROWS, calibration_rows=0),
             "validate": validate._project(context, ROWS, models_bytes=MODEL, joined=False),
-            "score": score._project(context, ROWS, model_bytes=MODEL),
+            "score": score._project(context, model_bytes=MODEL),
             "monitor": monitor._projection(context, since=None, drift_of=""),
         }
 
@@ -151,9 +152,34 @@ def test_training(context: StageContext) -> None:
     check(training.project_cache(context), LABELLED + COLUMNS * MIB + 2 * COUNTED_CATEGORY_BYTES)
     mine = learner(context.spec.learner.kind)
     terms = mine.project(ROWS, features=COLUMNS, parameters=context.spec.learner.parameters, codes=[1_001, 1_001])
-    fit = training.project_fit(context, ROWS)
-    check(fit, sum(terms.values()) + 6 * BATCH + 100_000 * 120)
-    assert (fit.rows, fit.row_term) == (ROWS, "rows")
+    for rows, beyond in ((7, 0), (1_000_003, 1_000_003 * 100 - sum(terms.values()))):
+        fit = training.project_fit(context, ROWS, calibration_rows=rows)
+        expected = RESERVED + sum(terms.values()) + 6 * BATCH + 100_000 * 120 + beyond
+        assert (fit.projected_bytes, fit.rows, fit.row_term) == (expected, ROWS, "rows")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "labels", "kept"),
+    [
+        ({}, 0, 10_000_019),
+        ({"sampling_rate": 0.01}, 503, 503 + 101_266),  # 100,000.19 and four deviations
+        ({"sampling_rate": 1.0}, 503, 10_000_019),
+        ({"kind": "sgd"}, 503, 10_000_019),
+    ],
+)
+def test_the_cache_has_at_most_the_rows_that_may_be_sampled(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], labels: int, kept: int
+) -> None:
+    value = {**context.spec.model_dump(mode="json"), "learner": chosen}
+    mine = dataclasses.replace(context, spec=context.spec.model_validate(value), budget=Budget(2**40))
+    monkeypatch.setattr(Table, "rows", lambda _: labels)
+    assert training.most_rows_kept(mine, 10_000_019) == kept
+
+
+def test_the_cache_has_at_most_the_rows_that_the_budget_buys(context: StageContext) -> None:
+    kept = training.most_rows_kept(context, 10_000_019)
+    fits, over = (training.project_fit(context, rows, calibration_rows=0).projected_bytes for rows in (kept, 2 * kept))
+    assert fits <= 512 * MIB < over
 
 
 @pytest.mark.parametrize("mebibytes", [240, 256, 509])
@@ -196,8 +222,8 @@ def test_validation_holds_the_keys_of_both_models_rows(context: StageContext, mo
 
 
 def test_scoring(context: StageContext) -> None:
-    expected = 6 * BATCH + ROWS * 24 + MODEL + 2 * GROUP + (COLUMNS + 3) * MIB // 8 + 12 * MIB
-    check(score._project(context, ROWS, model_bytes=MODEL), expected)
+    expected = 6 * BATCH + MODEL + 3 * GROUP + (COLUMNS + 3) * MIB // 8 + 12 * MIB
+    check(score._project(context, model_bytes=MODEL), expected)
 
 
 def test_monitoring(context: StageContext, monkeypatch: pytest.MonkeyPatch) -> None:
