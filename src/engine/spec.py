@@ -148,6 +148,10 @@ class ColumnSpec(_Section):
     known: Literal["at_event", "after"] = "at_event"
 
 
+LABEL_EVENT_COLUMNS = frozenset({"key", "event_time", "known_at", "labelled_at", "value"})
+"""What each row of ``label_events`` has beside the keys of its windows."""
+
+
 class WindowSpec(_Section):
     """Statistics of earlier rows, or of earlier labels, with the same key.
 
@@ -188,6 +192,11 @@ class WindowSpec(_Section):
             raise ValueError("a window over labels has no distinct: a label is true or false; use count and rate")
         if self.over == "labels" and self.same_instant:
             raise ValueError("same_instant is for events: a label known at once would be its own target")
+        own = sorted(LABEL_EVENT_COLUMNS & set(self.keys))
+        if self.over == "labels" and own:
+            raise ValueError(f"a window over labels has no key {own[0]!r}: label records have a column of that name")
+        if len(set(self.keys)) < len(self.keys):
+            raise ValueError("a key is named twice")
         if any(length <= timedelta(0) for length in self.lengths):
             raise ValueError("a window's length is longer than 0")
         return self

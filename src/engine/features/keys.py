@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ Codes = npt.NDArray[np.int64]
 
 _WIDEST = 2**62
 _FEW = 32  # times fewer wanted values than known ones: searched one by one
+_EXACT = Context(prec=80)  # digits, more than any decimal of Arrow has
 _DENSE = 4  # numbers in between, for each that is looked for
 
 
@@ -296,7 +297,7 @@ def _read(column: pa.ChunkedArray, name: str) -> KeyColumn:
     values = encoded.dictionary
     if pa.types.is_decimal(values.type):
         # 1.5 and 1.50 are one key: scales may differ between segments.
-        texts = [format(Decimal(v).normalize(), "f") if v else "0" for v in values.to_pylist()]
+        texts = [format(Decimal(v).normalize(_EXACT), "f") if v else "0" for v in values.to_pylist()]
         values = pa.array(texts, pa.large_string())
     elif pa.types.is_string(values.type):
         values = values.cast(pa.large_string())

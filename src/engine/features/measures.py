@@ -185,9 +185,12 @@ def _build_whole(
 def _unscaled(array: pa.Array) -> tuple[npt.NDArray[np.uint64], Places]:
     """Return a whole column's values as 128-bit integers in two halves; null is 0."""
     if pa.types.is_decimal(array.type):
-        wide = pc.fill_null(array.cast(pa.decimal128(38, array.type.scale)), 0)
+        wide = array.cast(pa.decimal128(38, array.type.scale))
         halves = np.frombuffer(wide.buffers()[1], dtype=np.uint64)[2 * wide.offset : 2 * (wide.offset + len(wide))]
-        return halves[0::2].copy(), halves[1::2].copy().view(np.int64)
+        halves = halves.reshape(-1, 2).copy()
+        if wide.null_count:  # Arrow's own fill_null makes another type of a negative scale
+            halves[wide.is_null().to_numpy(zero_copy_only=False)] = 0
+        return halves[:, 0].copy(), halves[:, 1].copy().view(np.int64)
     if pa.types.is_uint64(array.type):
         low = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
         return low, np.zeros(len(low), dtype=np.int64)

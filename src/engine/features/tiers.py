@@ -120,13 +120,16 @@ def build_tier(segments: Sequence[Segment], *, path: Path, most_pairs: int) -> S
                 extreme.add(slice(None), *range_extreme(arrays, runs.start, runs.end, which))
         some = np.flatnonzero(runs.end > runs.start)
         last[some] = np.maximum(last[some], segment.time_at(runs.end[some] - 1) - low)
+    bounds = np.arange(size + 1)
+    if not counts[0]:  # a dictionary of one column has a place for null, also where no row lacks a key
+        bounds[0] = 1
     return write_segment(
         path,
         path.parent,
         dictionary=dictionary,
         clock=Clock(low, int(last.max(initial=0)) + 1, None),
         places=last,
-        bounds=np.arange(size + 1),
+        bounds=bounds,
         counts=np.append(0, np.cumsum(counts)),
         measures={name: total.as_measure(extremes[name]) for name, total in totals.items()},
         extent=(low, max(segment.ref.time_max for segment in segments)),

@@ -207,7 +207,7 @@ class WindowReader:
         names = tuple(keys)
         rows = key_table(keys)
         stamp = pa.array([parse_time(time)], pa.timestamp("us", tz="UTC"))
-        column = "time" if "time" not in names else "".join(names) + "_time"
+        column = "_".join([*names, window.column or "", "time"])  # none of theirs
         rows = rows.append_column(column, stamp)
         if "ratio" in window.statistics and window.column is not None and window.column not in names:
             rows = rows.append_column(window.column, pa.array([value]))

@@ -110,17 +110,30 @@ def _parts(values: pa.Array, conversion: Conversion, start: int) -> Iterator[tup
 
 def cast_values(values: pa.Array, *, kind: pa.DataType) -> pa.Array:
     """Return values of a type that a table has; a time without a zone is UTC. Raises as ``convert`` asks."""
+    if pa.types.is_timestamp(kind) and pa.types.is_timestamp(values.type) and values.type.unit == "ns":
+        values = in_microseconds(values)
     if kind == STAMP and pa.types.is_timestamp(values.type) and values.type.tz is None:
         return pc.assume_timezone(values.cast(pa.timestamp("us"), safe=False), "UTC")
     if kind == STAMP and pa.types.is_date(values.type):
         return pc.assume_timezone(values.cast(pa.timestamp("us")), "UTC")
     if kind == STAMP and pa.types.is_timestamp(values.type):
-        return values.cast(kind, safe=False)  # finer parts than microseconds are cut off
+        return values.cast(kind, safe=False)
     if pa.types.is_floating(kind) and pa.types.is_integer(values.type):
         return values.cast(kind, safe=False)  # as every engine does: nearest
     if pa.types.is_string(kind) and (pa.types.is_nested(values.type) or pa.types.is_time(values.type)):
         return pa.array([None if value is None else str(value) for value in python_values(values)], pa.string())
     return values.cast(kind)
+
+
+def in_microseconds(times: pa.Array) -> pa.Array:
+    """Return times of nanoseconds in microseconds, rounded down: a cast would round those before 1970 up."""
+    return rounded_down(times.cast(pa.int64()), 1_000).cast(pa.timestamp("us", tz=times.type.tz))
+
+
+def rounded_down(numbers: pa.Array, divisor: int) -> pa.Array:
+    """Return integers divided, rounded down; null stays null."""
+    whole = pc.fill_null(numbers, 0).to_numpy(zero_copy_only=False) // divisor
+    return pa.array(whole, mask=numbers.is_null().to_numpy(zero_copy_only=False))
 
 
 def python_values(values: pa.Array) -> list[Any]:

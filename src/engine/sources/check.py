@@ -22,6 +22,7 @@ from engine.spec import PipelineSpec
 __all__ = ["Finding", "check_leaks", "check_pipeline", "check_schema", "open_feed", "open_labels", "open_rows"]
 
 Transform = Callable[[pa.Table], pa.Table]
+_OF_ANY_TYPE = {"count", "since", "distinct"}  # statistics that measure no column, or count its values
 _SHOWN_NAMES = 40
 
 
@@ -135,9 +136,11 @@ def _columns(spec: PipelineSpec, source: pa.Schema, schema: pa.Schema, *, comple
     for at, window in enumerate(features.windows):
         uses += [(f"features.windows[{at}].keys", name) for name in window.keys]
         uses += [(f"features.windows[{at}].column", window.column)] if window.column else []
+    measured = {window.column for window in features.windows if set(window.statistics) - _OF_ANY_TYPE}
     for where, name in uses:
         if name in names:
-            yield from _use(where, name, schema.field(name).type)
+            numeric = where.endswith(".numeric") or (where.endswith(".column") and name in measured)
+            yield from _use(where, name, schema.field(name).type, numeric=numeric)
         elif complete:
             yield _missing(where, name, names)
     made = list(dict.fromkeys(name for _, name in uses if name not in names))
@@ -158,8 +161,8 @@ def _columns(spec: PipelineSpec, source: pa.Schema, schema: pa.Schema, *, comple
             yield Finding("error", where, f"{name!r} is the label itself", "leave it out")
 
 
-def _use(where: str, name: str, kind: pa.DataType) -> Iterator[Finding]:
-    if where.endswith((".numeric", ".column")) and not (_is_number(kind) or pa.types.is_boolean(kind)):
+def _use(where: str, name: str, kind: pa.DataType, *, numeric: bool) -> Iterator[Finding]:
+    if numeric and not (_is_number(kind) or pa.types.is_boolean(kind)):
         hint = "make it a categorical feature, or a number of it in features.transform"
         yield Finding("error", where, f"{name!r} is {kind}, not a number", hint)
     if where.endswith((".categorical", ".keys")) and (pa.types.is_floating(kind) or pa.types.is_timestamp(kind)):

@@ -62,7 +62,7 @@ class Hours:
         if not len(times):
             return
         microseconds = times.cast(pa.int64())
-        hours = pc.divide(microseconds, _MICROSECONDS).to_numpy(zero_copy_only=False)
+        hours = microseconds.to_numpy(zero_copy_only=False) // _MICROSECONDS  # rounded down, before 1970 too
         self._pending.append(np.unique(hours, return_counts=True))
         self._pending_size += len(self._pending[-1][0])
         if self._pending_size > max(_LEAST_PENDING, self._size // _PENDING_SHARE):

@@ -22,6 +22,7 @@ from engine.layout import chunk_writer
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
 from engine.sources.admission import QUARANTINE_SCHEMA, table_schema
+from engine.sources.casting import cast_values
 from engine.sources.contracts import Contract
 from engine.sources.hours import Hours
 from engine.sources.known_rows import Joins, KnownRows, Places
@@ -188,7 +189,8 @@ def _rewrite(
                     if table.name == "raw":
                         done.removed.add(batch.filter(of_gone).column(spec.event_time))
                     batch = batch.filter(pc.invert(of_gone))
-                writer.write(batch.cast(kept))
+                columns = [cast_values(batch.column(field.name), kind=field.type) for field in kept]
+                writer.write(pa.RecordBatch.from_arrays(columns, schema=kept))
                 scope.batch_done(batch.num_rows, batch.nbytes)
         done.rewritten += writer.chunks
         done.replaced.append(chunk.name)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.errors import SourceError
+from engine.sources.casting import rounded_down
 from engine.sources.dialects import STAMP
 
 _OFFSET = r"(Z|[+-]\d\d:?\d\d)$"
@@ -89,7 +90,7 @@ def _whole(numbers: pa.Array) -> pa.Array:
     size = pc.abs(numbers)
     out = pa.nulls(len(numbers), pa.int64())
     for least, units in reversed(_UNITS):
-        scaled = pc.multiply(numbers, 10**6 // units) if units <= 10**6 else pc.divide(numbers, units // 10**6)
+        scaled = pc.multiply(numbers, 10**6 // units) if units <= 10**6 else rounded_down(numbers, units // 10**6)
         out = pc.if_else(pc.greater_equal(size, least), scaled, out)
     return out.cast(STAMP)
 

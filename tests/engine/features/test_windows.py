@@ -194,6 +194,45 @@ def test_windows_are_those_of_the_definition_when_tiers_stand_for_segments(tmp_p
     assert {path.name.rsplit("-", 1)[1] for path in scratch.glob("*.tier")} == {"4.tier", "16.tier"}
 
 
+@pytest.mark.parametrize("late", [None, 3])
+def test_rows_without_a_key_see_no_more_when_tiers_stand_for_segments(tmp_path, late):
+    """Of a key of one column a tier has a place for null, whether or not a row lacks its key."""
+    window = window_over(("a",), lengths=(timedelta(days=400),), statistics=(*STATISTICS, "rate"))
+    parts = [[("k", 1, 10 * n + i, 5.0) for i in range(8)] for n in range(20)]
+    if late is not None:
+        parts[late].append((None, 1, 10 * late + 8, 7.0))
+    made = segments_of([table_of(part) for part in parts], tmp_path / "segments", keys=("a",))
+    scratch = tmp_path / "tiers"
+    scratch.mkdir()
+    asked = table_of([(None, 1, 1_000, 1.0), ("k", 1, 1_000, 1.0)])
+    plain = WindowReader(made, root=tmp_path / "segments")
+    tiered = WindowReader(made, root=tmp_path / "segments", scratch=scratch)
+    for _ in range(4):
+        both = [
+            {
+                name: values.to_pylist()
+                for name, values in reader.compute(
+                    asked, keys=("a",), time="at", window=window, gap=timedelta(0)
+                ).items()
+            }
+            for reader in (plain, tiered)
+        ]
+        assert same(*both)
+    assert list(scratch.glob("*.tier"))
+    without = {name.rsplit("_", 1)[1]: values[0] for name, values in both[1].items()}
+    assert (without["count"], without["since"], without["min"]) == ((1, 962.0, 7.0) if late else (0, None, None))
+
+
+def test_decimals_of_a_negative_scale_are_summed_as_they_are(tmp_path):
+    values = pa.array([Decimal(7), Decimal(3)], pa.decimal128(3, 0)).cast(pa.decimal128(9, 0))
+    values = pa.concat_arrays([values, pa.nulls(1, values.type)])
+    scaled = pa.Array.from_buffers(pa.decimal128(9, -2), 3, values.buffers())
+    rows = table_of([("k", 1, second, None) for second in range(3)]).set_column(3, "x", scaled)
+    found = ask([rows], table_of([("k", 1, 5, 1.0)]), tmp_path, window=window_over(lengths=LENGTHS[1:2]))
+    by_statistic = {name.rsplit("_", 1)[1]: values[0] for name, values in found.items()}
+    assert (by_statistic["sum"], by_statistic["mean"], by_statistic["max"]) == (1000.0, 500.0, 700.0)
+
+
 @pytest.mark.parametrize("cuts", [1, 3])
 @pytest.mark.parametrize("kind", ["float", "integer"])
 def test_extremes_of_a_busy_key_are_those_of_the_definition(tmp_path, cuts, kind):
@@ -438,6 +477,15 @@ def test_a_key_called_time_can_be_looked_up(tmp_path):
     assert reader.lookup({"time": 5}, START + timedelta(minutes=1), window=window, gap=timedelta(0)) == {
         "events_time_1h_count": 1
     }
+
+
+def test_a_ratio_of_a_column_called_time_can_be_looked_up(tmp_path):
+    rows = pa.table({"k": [4, 4], "time": [2.0, 4.0], "at": pa.array([START] * 2, STAMP)})
+    made = segments_of([rows], tmp_path, keys=("k",), measures=("time",))
+    window = window_over(("k",), lengths=(timedelta(hours=1),), statistics=("ratio",), column="time")
+    reader = WindowReader(made, root=tmp_path)
+    found = reader.lookup({"k": 4}, START + timedelta(minutes=1), window=window, gap=timedelta(0), value=6.0)
+    assert found == {"events_k_1h_time_ratio": 2.0}
 
 
 @pytest.mark.parametrize("parts", [[], [table_of([])], [table_of([("z", 9, 0, 1.0)])]])

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from engine.sources.casting import python_values, reject
+from engine.sources.casting import cast_values, python_values, reject
+from engine.sources.dialects import STAMP
 
 NANOSECONDS = 1_700_000_000_123_456_789
 MOMENT = datetime(2023, 11, 14, 22, 13, 20, 123456)
@@ -33,6 +34,14 @@ def test_times_finer_than_microseconds_are_cut_off(kind: pa.DataType, value: Any
     found = python_values(pa.array([value, None], kind))
     assert found == [expected, None]
     assert type(found[0]) is type(expected)  # not what pandas makes of it, where it is installed
+
+
+@pytest.mark.parametrize("zone", [None, "UTC"])
+def test_a_time_of_a_table_is_rounded_down_before_1970_too(zone: str | None) -> None:
+    values = pa.array([-1_001, -1_000, -1, None, 0, 1_999], pa.timestamp("ns", zone))
+    found = cast_values(values, kind=STAMP)
+    assert found.type == STAMP
+    assert found.cast(pa.int64()).to_pylist() == [-2, -1, -1, None, 0, 1]
 
 
 def test_a_row_with_such_times_can_be_rejected() -> None:

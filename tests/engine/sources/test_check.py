@@ -39,6 +39,10 @@ def make(uri: str = "sqlite:///x.db", **changes: Any) -> PipelineSpec:
     return PipelineSpec.model_validate({**values, **changes})
 
 
+def window_of(column: str, *statistics: str) -> dict[str, Any]:
+    return {"over": "events", "keys": ["id"], "lengths": ["1d"], "statistics": [*statistics], "column": column}
+
+
 def errors(spec: PipelineSpec, rows: pa.Schema = ROWS, labels: pa.Schema = LABELS, **more: Any) -> dict[str, Finding]:
     return {one.where: one for one in check_schema(spec, rows, labels, **more) if one.severity == "error"}
 
@@ -89,10 +93,16 @@ def test_a_missing_column_names_its_place_and_the_nearest(where: str, changes: d
         ("event_time", {"event_time": "country"}),
         ("baseline", {"baseline": "country"}),
         ("features.numeric", {"features": {"numeric": ["country"]}}),
+        ("features.windows[0].column", {"features": {"windows": [window_of("country", "count", "max")]}}),
     ],
 )
 def test_a_column_of_an_unusable_type_is_an_error(where: str, changes: dict[str, Any]) -> None:
     assert list(errors(make(**changes))) == [where]
+
+
+def test_distinct_values_may_be_of_any_type() -> None:
+    spec = make(features={"windows": [window_of("country", "count", "distinct")]})
+    assert check_schema(spec, ROWS, LABELS) == ()
 
 
 def test_a_label_is_a_boolean_or_a_number() -> None:

@@ -45,6 +45,11 @@ def test_numbers_compare_with_until_as_their_time_does(units: int, time: datetim
     assert (number <= bound) == (read <= until)
 
 
+def test_nanoseconds_are_rounded_down_before_1970_too() -> None:
+    read = as_time(pa.array([-(10**18) - 1, -(10**18), 10**18 + 1, None]), column="c")
+    assert read.cast(pa.int64()).to_pylist() == [-(10**15) - 1, -(10**15), 10**15, None]
+
+
 def test_mixed_notations_of_one_column_are_all_read() -> None:
     texts = ["2020-01-01 10:00:00", "2020-01-01T10:00:00Z", "2020-01-01T12:00:00+02:00", "2020-01-01T10:00", None]
     ten = datetime(2020, 1, 1, 10, tzinfo=UTC)

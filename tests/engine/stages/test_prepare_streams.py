@@ -20,7 +20,7 @@ from engine.errors import SpecError
 from engine.features import footprints, row_streams
 from engine.features.row_streams import MOST_STREAMED_COLUMNS
 from engine.layout import chunk_writer, largest_row_bytes, prepared_app, prepared_table
-from engine.preparing import streamed_rows
+from engine.preparing import streamed_rows, windowed_rows
 from engine.stage import StageContext, run_stage
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
@@ -209,3 +209,22 @@ def test_what_the_largest_row_takes_is_known_of_raw_and_of_what_is_prepared_from
     assert 100_003 < prepared <= raw < 100_103
     shop.sql("INSERT INTO orders VALUES (?, 3, ?, ?, ?)", values=[(3, *_moments(3), "short")])
     assert known() == [raw, prepared]
+
+
+@pytest.mark.parametrize("windows", [[], [{"over": "events", "keys": ["amount"], "lengths": ["9d"]}]])
+@pytest.mark.parametrize("rows", [1, 3, 10**6])
+def test_rows_of_any_year_are_prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, windows: list[dict[str, Any]]
+) -> None:
+    monkeypatch.setattr(windowed_rows, "windowed_rows_per_span", lambda *_: rows)
+    monkeypatch.setattr(streamed_rows, "SPAN_ROWS", rows)
+    shop = Shop(tmp_path).open()
+    days = [day * 1_440 + 750 for day in (-37_001, -37_000, -36_999, -20_454, -20_453, -20_452, 0, 1)]  # half past noon
+    shop.order(*[(key, 1, 5) for key in days])
+    shop.extract(10)
+    features = {"numeric": ["amount"], "windows": [window | {"statistics": ["count"]} for window in windows]}
+    value = {**shop.spec.model_dump(mode="json"), "features": features}
+    spec = shop.spec.model_validate(value).model_copy(update={"source": shop.spec.source})
+    context = dataclasses.replace(shop.context(10), spec=spec)
+    run_stage(PrepareStage(), context)
+    assert _rows(context)["key"].to_list() == days
