@@ -152,7 +152,7 @@ def test_the_last_run_is_all_of_its_slices(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_page_on_memory_explains_every_term(tmp_path: Path, world: World) -> None:
     page = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
-    table = page[page.index("### Terms") : page.index("Bytes of a row start")]
+    table = page[page.index("## Terms") : page.index("Bytes of a row start")]
     named = [line.partition(" | ")[0][1:].strip() for line in table.splitlines()]
     # Names stand in one cell with commas between them; one that has a comma itself, with semicolons.
     explained = {part.strip() for cell in named for part in [cell, *cell.split(","), *cell.split(";")]}
