@@ -195,8 +195,6 @@ class WindowSpec(_Section):
         own = sorted(LABEL_EVENT_COLUMNS & set(self.keys))
         if self.over == "labels" and own:
             raise ValueError(f"a window over labels has no key {own[0]!r}: label records have a column of that name")
-        if len(set(self.keys)) < len(self.keys):
-            raise ValueError("a key is named twice")
         if any(length <= timedelta(0) for length in self.lengths):
             raise ValueError("a window's length is longer than 0")
         return self

@@ -322,7 +322,7 @@ def run_task(task: Task, context: StageContext, *, projection: Projection) -> Ta
         projected_bytes=projection.projected_bytes,
         hook=context.hook,
         launcher=context.launcher(task),
-        attempts=1 if projection.rows else ATTEMPTS,  # smaller batches do not help what holds rows
+        attempts=1 if projection.row_term else ATTEMPTS,  # smaller batches do not help what holds rows
     )
 
 

@@ -81,7 +81,6 @@ def test_one_window_never_names_a_feature_twice(lengths, statistics):
         ({"column": "distance"}, "leave column out"),
         ({"lengths": ["0s"]}, "longer than 0"),
         ({"keys": []}, "at least 1"),
-        ({"keys": ["origin", "origin"]}, "named twice"),
         ({"keys": ["value"]}, "no key 'value'"),
         ({"lengths": []}, "at least 1"),
         ({"statistics": ["median"]}, "Input should be"),

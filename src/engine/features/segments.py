@@ -26,7 +26,8 @@ from engine.features.extremes import Which
 from engine.features.keys import KeyDictionary, SortedKeys, build_dictionary, sort_keys
 from engine.features.measures import MeasureLayout, build_measure
 
-_FORMAT = 3
+_FORMAT = 4
+_BEFORE = 3  # the same, but for decimals: keys and values to count of more than 28 digits were cut
 _FACTS = b"headrace.segment"
 _MOST_ROWS = 2**31 - 1  # counts are int32
 _WIDEST = 2**62
@@ -298,7 +299,8 @@ def open_segment(ref: SegmentRef, *, root: Path) -> Segment:
         with pa.memory_map(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
             metadata, columns = reader.schema.metadata, reader.get_batch(0)
         facts = json.loads(metadata[_FACTS])
-        if facts["format"] != _FORMAT:
+        kinds = {*facts["kinds"], *facts["distinct"].values()}
+        if facts["format"] != _FORMAT and (facts["format"] != _BEFORE or "decimal" in kinds):
             raise OSError(f"it is of format {facts['format']}, and this version reads format {_FORMAT}")
         if facts["rows"] != ref.rows:
             raise OSError(f"it has {facts['rows']:,} rows, not {ref.rows:,}")

@@ -110,6 +110,8 @@ def _parts(values: pa.Array, conversion: Conversion, start: int) -> Iterator[tup
 
 def cast_values(values: pa.Array, *, kind: pa.DataType) -> pa.Array:
     """Return values of a type that a table has; a time without a zone is UTC. Raises as ``convert`` asks."""
+    if values.type == kind:
+        return values
     if pa.types.is_timestamp(kind) and pa.types.is_timestamp(values.type) and values.type.unit == "ns":
         values = in_microseconds(values)
     if kind == STAMP and pa.types.is_timestamp(values.type) and values.type.tz is None:
@@ -138,6 +140,8 @@ def rounded_down(numbers: pa.Array, divisor: int) -> pa.Array:
 
 def python_values(values: pa.Array) -> list[Any]:
     """Return values as Python has them; times are cut to microseconds, as our tables have them."""
+    if pa.types.is_timestamp(values.type) and values.type.unit == "ns":
+        values = in_microseconds(values)
     kind = _in_microseconds(values.type)
     found: list[Any] = (values if kind == values.type else values.cast(kind, safe=False)).to_pylist()
     return found

@@ -165,6 +165,8 @@ def _use(where: str, name: str, kind: pa.DataType, *, numeric: bool) -> Iterator
     if numeric and not (_is_number(kind) or pa.types.is_boolean(kind)):
         hint = "make it a categorical feature, or a number of it in features.transform"
         yield Finding("error", where, f"{name!r} is {kind}, not a number", hint)
+    elif where.endswith((".column", ".keys")) and pa.types.is_nested(kind):
+        yield Finding("error", where, f"{name!r} is {kind}, which cannot be compared", "make a column of a part of it")
     if where.endswith((".categorical", ".keys")) and (pa.types.is_floating(kind) or pa.types.is_timestamp(kind)):
         hint = "make it a numeric feature, or groups of it in features.transform"
         yield Finding("warning", where, f"{name!r} is {kind}: nearly every value is a category of its own", hint)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from engine import events
 from engine.batching import Chunk, Table, Workspace, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES
-from engine.batching.streams import BatchBytes, uneven_terms
+from engine.batching.streams import uneven_terms
 from engine.batching.tables import chunk_prefix
 from engine.bundle import Bundle, expected_bytes, loaded_bytes
 from engine.features.labelled import MODEL_VALUE_BYTES
@@ -39,6 +39,8 @@ from engine.stage import ChildContext, Forecast, Outcome, Plan, StageContext
 from engine.units import format_time, parse_time
 
 _SLICE_ROWS = 1_000_000
+_MICROSECOND = timedelta(microseconds=1)
+_PART_BYTES = ROW_GROUP_BYTES // 4  # of predictions: not those of a batch, which may be small and many
 _UNRETURNED_BYTES = 12 * 2**20  # after some million rows all other terms were used up
 _COPIES = 6  # of a batch: as read, without what has a prediction, as the learner wants it, its scores
 
@@ -210,7 +212,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             ):
                 scope.governor.wait()
                 row += batch.num_rows
-                fresh = _unscored(batch, known, within=chunk, batch_bytes=scope.governor.batch_bytes)
+                fresh = _unscored(batch, known)
                 scope.batch_done(batch.num_rows, batch.nbytes)
                 scope.governor.passed(batch.nbytes)
                 scope.progress(done.rows + batch.num_rows, int(task.inputs["rows"]), "rows")
@@ -261,26 +263,27 @@ class _Done:
         self.rows, self.batches = self.rows + batch.num_rows, self.batches + 1
 
 
-def _scored_within(predictions: Table, chunk: Chunk) -> list[Path]:
-    """Return the files that may hold predictions of a prepared chunk's rows."""
+def _scored_within(predictions: Table, chunk: Chunk) -> list[Chunk]:
+    """Return the chunks that may hold predictions of a prepared chunk's rows."""
     low, high = chunk.minimum[EVENT_TIME], chunk.maximum[EVENT_TIME]
-    mine = (one for one in predictions.chunks() if one.may_hold(EVENT_TIME, low, None))
-    return [one.path for one in mine if one.minimum[EVENT_TIME] <= high]
+    return [one for one in predictions.chunks() if one.may_hold(EVENT_TIME, low, high + _MICROSECOND)]
 
 
-def _unscored(
-    batch: pa.RecordBatch, known: Sequence[Path], *, within: Chunk, batch_bytes: BatchBytes
-) -> pa.RecordBatch:
-    """Return the rows of a batch that have no prediction among the event times of its chunk.
+def _unscored(batch: pa.RecordBatch, known: Sequence[Chunk]) -> pa.RecordBatch:
+    """Return the rows of a batch that have no prediction among its event times.
 
     Predictions stream past the batch, so that what is held does not depend on how many there are, or on their keys.
     """
     import polars as pl
 
-    span = (EVENT_TIME, within.minimum[EVENT_TIME], None)
+    extent = pc.min_max(batch.column(EVENT_TIME))
+    low, high = extent["min"].as_py(), extent["max"].as_py() + _MICROSECOND
+    mine = [chunk.path for chunk in known if chunk.may_hold(EVENT_TIME, low, high)]
     keys, found = pl.DataFrame(batch.select([KEY]))[KEY], pl.repeat(False, batch.num_rows, eager=True)
-    for part in read_batches(known, columns=[KEY], span=span, batch_bytes=batch_bytes):
+    for part in read_batches(mine, columns=[KEY], span=(EVENT_TIME, low, high), batch_bytes=_PART_BYTES):
         scored = pl.DataFrame(part)[KEY]
         # Of the two sets the batch is the one that is hashed; of the other only what it shares with it.
         found = found | keys.is_in(scored.filter(scored.is_in(keys.implode())).implode())
+        if found.all():
+            break
     return batch.filter((~found).to_arrow())

@@ -9,12 +9,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from engine.batching import Table
 from engine.errors import HeadraceError, LearningError, MemoryBudgetExceeded
-from engine.layout import bundle_directory, cache_directory, prepared_app, prepared_table
+from engine.layout import EVENT_TIME, bundle_directory, cache_directory, prepared_app, prepared_table
 from engine.learning.cache import cache_bytes
 from engine.learning.learners import LIBRARIES
 from engine.learning.retrain import learner_hash
@@ -29,6 +28,7 @@ from engine.training.due import cutoff
 from engine.training.footprints import (
     fit_bytes,
     fit_share,
+    most_labelled,
     most_rows_kept,
     project_cache,
     project_fit,
@@ -85,7 +85,7 @@ class TrainStage:
         inputs: dict[str, Any] = {**plan.bounds, "n": plan.n, "imports": ["polars"]}
         if not done:
             split = Split.from_json(plan.bounds["split"])
-            needed = _most_cache_bytes(context, _rows_within(context, split.train_from, split.train_until))
+            needed = _most_cache_bytes(context, split)
             require_room(context.workspace.scratch, needed, context.budget.disk_bytes, what=_CACHE)
             inputs |= {"available_bytes": fit_bytes(context), "row_share": fit_share(context)}
             task = Task(f"{self.name}.cache", f"cache.{plan.n}", "engine.training.caching:run", inputs)
@@ -94,8 +94,7 @@ class TrainStage:
         inputs["imports"] = ["polars", *LIBRARIES[context.spec.learner.kind]]
         inputs |= {"sampling_rate": cached.outputs["sampling_rate"], "cached": cached.outputs["rows"]}
         task = Task(f"{self.name}.fit", f"fit.{plan.n}", "engine.training.fitting:run", inputs)
-        split = Split.from_json(plan.bounds["split"])
-        calibration = _rows_within(context, split.calibrate_from, split.validate_from)
+        calibration = _calibration_rows(context, Split.from_json(plan.bounds["split"]))
         return ((task, project_fit(context, int(cached.outputs["rows"]), calibration_rows=calibration)),)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
@@ -147,20 +146,24 @@ class TrainStage:
         )
 
 
-def _most_cache_bytes(context: StageContext, rows: int) -> int:
-    """Return what the cache of a training on so many rows takes at most: how many are sampled only labels tell."""
+def _most_cache_bytes(context: StageContext, split: Split) -> int:
+    """Return what the cache of a training takes at most: how many rows are sampled only labels tell."""
+    chunks = prepared_table(context.workspace, context.spec.feature_set).chunks()
+    rows = sum(chunk.rows for chunk in chunks if chunk.may_hold(EVENT_TIME, split.train_from, split.train_until))
     return cache_bytes(most_rows_kept(context, rows), features=len(context.spec.features.names()))
 
 
-def _rows_within(context: StageContext, low: datetime | None, high: datetime) -> int:
-    return span_rows(context.workspace, context.spec.feature_set, low, high)
+def _calibration_rows(context: StageContext, split: Split) -> int:
+    """Return about how many rows there are at most to calibrate on."""
+    rows = span_rows(context.workspace, context.spec.feature_set, split.calibrate_from, split.validate_from)
+    return most_labelled(context, rows)
 
 
 def forecast(context: StageContext) -> list[Forecast]:
     """Return what making the training cache and fitting take, with the sampling rate that the budget buys."""
     split = Split.of(context.spec, cutoff(context))
-    rows = _rows_within(context, split.train_from, split.train_until)
-    calibration = _rows_within(context, split.calibrate_from, split.validate_from)
+    rows = span_rows(context.workspace, context.spec.feature_set, split.train_from, split.train_until)
+    calibration = _calibration_rows(context, split)
     last = last_trained(Ledger(context.workspace).history())
     share = positive_share(last.details) if last is not None else 0.0
     rate = sampling_rate(
@@ -173,6 +176,6 @@ def forecast(context: StageContext) -> list[Forecast]:
     )
     kept = int(rows * (share + (1.0 - share) * rate))
     return [
-        Forecast(project_cache(context), rows, disk_bytes=_most_cache_bytes(context, rows), on_disk=_CACHE),
+        Forecast(project_cache(context), rows, disk_bytes=_most_cache_bytes(context, split), on_disk=_CACHE),
         Forecast(project_fit(context, kept, calibration_rows=calibration), kept, sampling_rate=rate),
     ]

@@ -23,7 +23,7 @@ from engine.stage import StageContext
 
 _COPIES = 6  # of a batch of calibration rows; the rows that were learned are gone by then
 _SPAN_LABEL_BYTES = 100_000 * 120
-_CALIBRATION_ROW_BYTES = 100  # scores, labels, and what fitting the calibration makes of them: 98 measured
+_CALIBRATION_ROW_BYTES = 104  # scores, labels, and what fitting the calibration makes of them: 98 to 101 measured
 _FREE_SHARE = 0.8  # of what is free goes to the learner; the rest absorbs what its projection does not know
 
 
@@ -73,13 +73,19 @@ def sampling_rate(
 
 def most_rows_kept(context: StageContext, rows: int) -> int:
     """Return how many of so many rows a training samples at most, before their labels are known."""
-    chosen = context.spec.learner.sampling_rate
+    rows, chosen = most_labelled(context, rows), context.spec.learner.sampling_rate
     if chosen is not None:  # all positives, of which there are no more than label records
         expected = chosen * rows
         return min(rows, context.workspace.table("labels").rows() + math.ceil(expected + 4.0 * math.sqrt(expected)))
     share = fit_share(context)
     available, row_bytes = _room(context.spec, rows, available_bytes=fit_bytes(context), row_share=share)
     return min(rows, max(0, int(available / row_bytes))) if row_bytes else rows
+
+
+def most_labelled(context: StageContext, rows: int) -> int:
+    """Return how many of so many rows are learned from at most: where no label means nothing, as many as have one."""
+    unlabelled = context.spec.labels.absent == "negative"
+    return rows if unlabelled else min(rows, context.workspace.table("labels").rows())
 
 
 def _room(spec: PipelineSpec, rows: int, *, available_bytes: int, row_share: float) -> tuple[int, float]:

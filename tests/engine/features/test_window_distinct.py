@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 
 from engine.errors import SchemaMismatch, SpecError, TableError
 from engine.features import segments
+from engine.features.distinct_columns import Before
 from engine.features.segment_sets import build_segments
 from engine.features.segments import build_segment, open_segment
 from engine.features.window_plans import segment_plans, window_block_bytes, window_bytes_per_row
@@ -236,9 +238,23 @@ def test_a_segment_of_an_older_format_says_so(tmp_path: Path, monkeypatch: pytes
     rows = _table([("x", 1, 0, 1)], pa.int64())
     ref = build_segment(rows, keys=KEYS, time="at", measures=(), path=tmp_path / "old.arrow")
     monkeypatch.undo()
-    with pytest.raises(TableError, match="it is of format 2, and this version reads format 3") as refused:
+    with pytest.raises(TableError, match="it is of format 2, and this version reads format 4") as refused:
         open_segment(ref, root=tmp_path)
     assert "prepare the pipeline anew" in refused.value.hint
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.decimal128(38, 0)])
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_segment_of_the_format_before_is_read_unless_it_may_have_cut_decimals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType, counted: bool
+) -> None:
+    monkeypatch.setattr(segments, "_FORMAT", 3)
+    rows = pa.table({"k": pa.array([1], kind), "at": pa.array([START], STAMP), "o": [1]})
+    key, distinct = ("o", {"k": Before(10**6, [])}) if counted else ("k", None)
+    ref = build_segment(rows, keys=(key,), time="at", measures=(), distinct=distinct, path=tmp_path / "old.arrow")
+    monkeypatch.undo()
+    with pytest.raises(TableError, match="of format 3") if pa.types.is_decimal(kind) else contextlib.nullcontext():
+        assert open_segment(ref, root=tmp_path).ref == ref
 
 
 @pytest.mark.parametrize("values", [11, 50_000])

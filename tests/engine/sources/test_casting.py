@@ -20,6 +20,7 @@ MOMENT = datetime(2023, 11, 14, 22, 13, 20, 123456)
     [
         (pa.timestamp("ns"), NANOSECONDS, MOMENT),
         (pa.timestamp("ns", "UTC"), NANOSECONDS, MOMENT.replace(tzinfo=UTC)),
+        (pa.timestamp("ns"), -1, datetime(1969, 12, 31, 23, 59, 59, 999_999)),
         (pa.time64("ns"), 3_600_000_001_999, time(1, 0, 0, 1)),
         (pa.duration("ns"), 5_999, timedelta(microseconds=5)),
         (pa.list_(pa.timestamp("ns")), [NANOSECONDS, None], [MOMENT, None]),

@@ -152,7 +152,7 @@ def test_training(context: StageContext) -> None:
     check(training.project_cache(context), LABELLED + COLUMNS * MIB + 2 * COUNTED_CATEGORY_BYTES)
     mine = learner(context.spec.learner.kind)
     terms = mine.project(ROWS, features=COLUMNS, parameters=context.spec.learner.parameters, codes=[1_001, 1_001])
-    for rows, beyond in ((7, 0), (1_000_003, 1_000_003 * 100 - sum(terms.values()))):
+    for rows, beyond in ((7, 0), (1_000_003, 1_000_003 * 104 - sum(terms.values()))):
         fit = training.project_fit(context, ROWS, calibration_rows=rows)
         expected = RESERVED + sum(terms.values()) + 6 * BATCH + 100_000 * 120 + beyond
         assert (fit.projected_bytes, fit.rows, fit.row_term) == (expected, ROWS, "rows")
@@ -171,12 +171,21 @@ def test_the_cache_has_at_most_the_rows_that_may_be_sampled(
     context: StageContext, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, Any], labels: int, kept: int
 ) -> None:
     value = {**context.spec.model_dump(mode="json"), "learner": chosen}
+    value["labels"]["absent"] = "negative"
     mine = dataclasses.replace(context, spec=context.spec.model_validate(value), budget=Budget(2**40))
     monkeypatch.setattr(Table, "rows", lambda _: labels)
     assert training.most_rows_kept(mine, 10_000_019) == kept
+    assert training.most_labelled(mine, 10_000_019) == 10_000_019
+    value["labels"]["absent"] = "unknown"
+    mine = dataclasses.replace(mine, spec=context.spec.model_validate(value))
+    assert training.most_labelled(mine, 10_000_019) == labels
+    assert training.most_rows_kept(mine, 10_000_019) == labels
 
 
 def test_the_cache_has_at_most_the_rows_that_the_budget_buys(context: StageContext) -> None:
+    value = {**context.spec.model_dump(mode="json")}
+    value["labels"]["absent"] = "negative"
+    context = dataclasses.replace(context, spec=context.spec.model_validate(value))
     kept = training.most_rows_kept(context, 10_000_019)
     fits, over = (training.project_fit(context, rows, calibration_rows=0).projected_bytes for rows in (kept, 2 * kept))
     assert fits <= 512 * MIB < over
