@@ -19,6 +19,7 @@ from engine.learning.metrics import metrics
 from engine.memory.governor import Governor
 from engine.memory.scope import Scope
 from engine.realised import Group, Realised
+from engine.spec import LABEL_EVENT_COLUMNS
 from engine.stage import ChildContext, StageContext
 from engine.stages.score import predictions_schema
 from tests.shop import Shop
@@ -154,3 +155,7 @@ def test_five_times_as_many_weeks_take_no_more_memory(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
+
+
+def test_no_window_over_labels_may_have_a_key_that_label_records_have() -> None:
+    assert set(label_event_schema(pa.int64(), []).names) == LABEL_EVENT_COLUMNS
