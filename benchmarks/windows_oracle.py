@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -221,9 +222,10 @@ def _expected(raw: _Raw, mine: Sequence[int], at: int, window: WindowSpec, gap: 
     out: dict[str, Any] = {}
     now = raw.times[at]
     near = now - microseconds(gap)
+    time_of, ends = raw.times.__getitem__, bisect_right if gap else bisect_left
     for length, statistic, name in window.names():
         far = near - microseconds(length)
-        inside = [p for p in mine if far < raw.times[p] and (raw.times[p] <= near if gap else raw.times[p] < near)]
+        inside = mine[bisect_right(mine, far, key=time_of) : ends(mine, near, key=time_of)]
         if statistic == "count":
             out[name] = len(inside)
             continue
