@@ -16,12 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks import raw_rows
 from benchmarks.results import Contender, write_results
 from engine.memory.groups import MemoryGroup, memory_group
 from engine.memory.sampler import Sampler
@@ -99,39 +100,7 @@ def spec_of(home: Path) -> PipelineSpec:
 
 def generate(home: Path, *, rows: int) -> None:
     """Commit ``rows`` rows to ``raw``, as extraction leaves them; nothing is done where they are already."""
-    from engine.batching import ChunkWriter, Workspace
-    from engine.batching.tables import chunk_prefix
-    from engine.layout import chunk_writer
-    from engine.units import microseconds
-
-    workspace = Workspace(home / "workspace")
-    workspace.prepare()
-    raw, started = workspace.table("raw"), time.perf_counter()
-    if raw.rows() == rows:
-        return
-    for n, start in enumerate(range(0, rows, _COMMIT_ROWS), 1):
-        size, memory = min(_COMMIT_ROWS, rows - start), 0
-        hours: dict[str, int] = {}
-        writer: ChunkWriter | None = None
-        for at in range(start, start + size, _BLOCK_ROWS):
-            batch = _block(at, min(_BLOCK_ROWS, start + size - at))
-            if writer is None:
-                writer = chunk_writer(spec_of(home), raw, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
-                writer.__enter__()
-            memory += batch.nbytes
-            for hour, count in _hours(at, batch.num_rows).items():
-                hours[hour] = hours.get(hour, 0) + count
-            for part in range(0, batch.num_rows, 65_536):
-                writer.write(batch.slice(part, 65_536))
-        assert writer is not None
-        writer.__exit__(None, None, None)
-        since = microseconds(_START - datetime(1970, 1, 1, tzinfo=UTC))
-        extent = [since + at * microseconds(_STEP) for at in (start, start + size - 1)]
-        record = {"rows": size, "memory_bytes": memory, "hours": hours}
-        record |= {"event_minimum": extent[0], "event_maximum": extent[1]}
-        workspace.journal.write_commit("extract:raw", n, record)
-        raw.commit(app="extract:raw", n=n, schema=batch.schema, add=writer.chunks)
-    print(f"{rows:,} rows, {len(batch.schema)} columns, written in {time.perf_counter() - started:.0f} s", flush=True)
+    raw_rows.generate(spec_of(home), home, _block, rows=rows, commit_rows=_COMMIT_ROWS, block_rows=_BLOCK_ROWS)
 
 
 def _block(start: int, rows: int) -> pa.RecordBatch:
@@ -171,14 +140,6 @@ def _block(start: int, rows: int) -> pa.RecordBatch:
         "disputed": pa.array(random.random(rows) < _POSITIVES),
     }
     return pa.record_batch(columns)
-
-
-def _hours(start: int, rows: int) -> Mapping[str, int]:
-    import numpy as np
-
-    seconds = int(_START.timestamp()) + np.arange(start, start + rows) * _STEP.total_seconds()
-    values, counts = np.unique((seconds // 3_600).astype(np.int64), return_counts=True)
-    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
 def run(home: Path, *, rows: int, rounds: int = 1) -> dict[str, Contender]:

@@ -24,29 +24,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.cards import ALLOWED_BYTES, HOT, LENGTHS, THREADS, generate, spec_of
 from benchmarks.results import Contender, write_results
 from engine.memory.groups import MemoryGroup, memory_group
 from engine.memory.sampler import Sampler
-from engine.spec import PipelineSpec
 from engine.units import format_bytes, microseconds
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import pyarrow as pa
 
-ALLOWED_BYTES = 2**30
-THREADS = 2
-DAYS = 24
 _ROWS = 48_000_000
-_COMMIT_ROWS = 2_000_000
-_BLOCK_ROWS = 500_000  # of the generator: how the rows are cut changes no row
-_START = datetime(2025, 1, 1, tzinfo=UTC)
-_CARDS = 1_000_000
-_HOT = 7  # the card of every fourth row
 _LIMIT_SECONDS = 300  # of a peer under the budget
 _UNLIMITED_SECONDS = 1_200  # of one without: who has not ended by then is no peer in speed
 _SAMPLES = 400
-_LENGTHS = {"1d": timedelta(days=1), "7d": timedelta(days=7)}
 COLUMNS = {"float": "amount", "cents": "cents"}
 _TURNING = ("headrace", "polars_unlimited")  # at the border of noise: they take turns, and the median ratio counts
 
@@ -77,102 +67,6 @@ def main() -> None:
     print(f"wrote {write_results(f'windows_{given.amounts}', compared(turns, found))}")
 
 
-def spec_of(home: Path, column: str) -> PipelineSpec:
-    """Return the pipeline over the rows under ``home``."""
-    return PipelineSpec.model_validate(
-        {
-            "pipeline": "cards",
-            "workspace": str(home / "workspace"),
-            "source": {"uri": "postgresql://nowhere", "table": "payments", "key": "id", "cursor": "at"},
-            "event_time": "at",
-            "labels": {"table": "disputes", "key": "id", "value": "lost", "labelled_at": "closed_at"},
-            "features": {
-                "windows": [
-                    {
-                        "over": "events",
-                        "keys": ["card"],
-                        "lengths": list(_LENGTHS),
-                        "statistics": ["count", "mean"],
-                        "column": column,
-                    }
-                ]
-            },
-            "resources": {"memory": ALLOWED_BYTES, "threads": THREADS},
-        }
-    )
-
-
-def generate(home: Path, *, rows: int, begin: int = 0, step: timedelta | None = None) -> None:
-    """Commit rows ``begin`` to ``rows`` to ``raw``, as extraction leaves them, spread evenly over 24 days.
-
-    Parameters
-    ----------
-    begin
-        How many rows, from the first on, are there already.
-    step
-        Between two rows; default: so that ``rows`` are 24 days.
-    """
-    from engine.batching import ChunkWriter, Workspace
-    from engine.batching.tables import chunk_prefix
-    from engine.layout import chunk_writer
-
-    workspace = Workspace(home / "workspace")
-    workspace.prepare()
-    raw, started = workspace.table("raw"), time.perf_counter()
-    if raw.rows() == rows:
-        return
-    micros = microseconds(timedelta(days=DAYS) if step is None else step) // (rows if step is None else 1)
-    n = raw.transaction("extract:raw")
-    for first in range(begin, rows, _COMMIT_ROWS):
-        n, size, memory = n + 1, min(_COMMIT_ROWS, rows - first), 0
-        writer: ChunkWriter | None = None
-        for at in range(first, first + size, _BLOCK_ROWS):
-            batch = _block(at, min(_BLOCK_ROWS, first + size - at), step=micros)
-            if writer is None:
-                writer = chunk_writer(spec_of(home, "amount"), raw, prefix=chunk_prefix(n, "raw"), schema=batch.schema)
-                writer.__enter__()
-            memory += batch.nbytes
-            for part in range(0, batch.num_rows, 65_536):
-                writer.write(batch.slice(part, 65_536))
-        assert writer is not None
-        writer.__exit__(None, None, None)
-        since = microseconds(_START - datetime(1970, 1, 1, tzinfo=UTC))
-        extent = [since + at * micros for at in (first, first + size - 1)]
-        record = {"rows": size, "memory_bytes": memory, "hours": _hours(since, first, size, step=micros)}
-        record |= {"event_minimum": extent[0], "event_maximum": extent[1]}
-        workspace.journal.write_commit("extract:raw", n, record)
-        raw.commit(app="extract:raw", n=n, schema=batch.schema, add=writer.chunks)
-    print(f"{rows - begin:,} rows written in {time.perf_counter() - started:.0f} s", flush=True)
-
-
-def _block(start: int, rows: int, *, step: int) -> pa.RecordBatch:
-    """Return rows ``start`` and following: every fourth of the hot card, the others of Zipf's law."""
-    import numpy as np
-    import pyarrow as pa
-
-    random = np.random.default_rng([11, start])
-    ids = np.arange(start, start + rows)
-    cards = random.zipf(1.2, rows) % _CARDS + _HOT + 1
-    cards[ids % 4 == 0] = _HOT
-    cents = np.round(random.lognormal(8.0, 1.5, rows)).astype(np.int64) + 1
-    return pa.record_batch(
-        {
-            "id": pa.array(ids),
-            "at": pa.array(int(_START.timestamp()) * 1_000_000 + ids * step, pa.timestamp("us", tz="UTC")),
-            "card": pa.array(cards),
-            "amount": pa.array(cents / 100.0),
-            "cents": pa.array(cents),
-        }
-    )
-
-
-def _hours(since: int, first: int, rows: int, *, step: int) -> Mapping[str, int]:
-    import numpy as np
-
-    values, counts = np.unique((since + np.arange(first, first + rows) * step) // 3_600_000_000, return_counts=True)
-    return {str(value): int(count) for value, count in zip(values, counts, strict=True)}
-
-
 def _headrace(home: Path, column: str) -> dict[str, Any]:
     """Run the prepare stage: planned, caged, newest versions in order of time, written, synced, committed."""
     started = time.perf_counter()
@@ -197,7 +91,7 @@ def _polars(home: Path, column: str) -> dict[str, Any]:
     value = pl.col(column)
     frame = pl.scan_parquet(_raw(home)).select("id", "at", "card", column, one=pl.lit(1, pl.UInt32))
     rolling = {}
-    for name, length in _LENGTHS.items():
+    for name, length in LENGTHS.items():
         rolling[f"count_{name}"] = pl.col("one").rolling_sum_by("at", length, closed="none").over("card")
         rolling[f"mean_{name}"] = value.rolling_mean_by("at", length, closed="none").over("card")
     frame.select("id", "at", **rolling).collect().write_parquet(
@@ -220,7 +114,7 @@ def _duckdb(home: Path, column: str, *, memory: str = "") -> dict[str, Any]:
             connection.execute(f"SET memory_limit = '{memory}'")
         files = ", ".join(f"'{path}'" for path in _raw(home))
         parts = []
-        for name, length in _LENGTHS.items():
+        for name, length in LENGTHS.items():
             days = length // timedelta(days=1)
             frame = (
                 f'(PARTITION BY card ORDER BY "at" RANGE BETWEEN INTERVAL {days * 86_400_000_000 - 1} MICROSECONDS '
@@ -310,7 +204,7 @@ def checked(home: Path, *, rows: int, column: str) -> dict[str, Any]:
     own = prepared.is_dir()
     paths = sorted([*prepared.rglob("*.parquet"), *(home / "peer").glob("*.parquet")])
     names = {"id": "key" if own else "id"}
-    for name in _LENGTHS:
+    for name in LENGTHS:
         for statistic, middle in (("count", ""), ("mean", f"{column}_")):
             names[f"{statistic}_{name}"] = f"events_card_{name}_{middle}{statistic}" if own else f"{statistic}_{name}"
     found = pl.scan_parquet(paths).select(**{new: pl.col(old) for new, old in names.items()})
@@ -331,7 +225,7 @@ def checked(home: Path, *, rows: int, column: str) -> dict[str, Any]:
     for row, answer in zip(wanted.iter_rows(named=True), sampled.iter_rows(named=True), strict=True):
         times, values = cards[row["card"]]
         now = microseconds(row["at"] - datetime(1970, 1, 1, tzinfo=UTC))
-        for name, length in _LENGTHS.items():
+        for name, length in LENGTHS.items():
             low = int(np.searchsorted(times, now - microseconds(length), side="right"))
             high = int(np.searchsorted(times, now, side="left"))
             if (answer[f"count_{name}"] or 0) != high - low:
@@ -340,7 +234,7 @@ def checked(home: Path, *, rows: int, column: str) -> dict[str, Any]:
                 continue
             exact = _exact_sum(values[low:high]) / (high - low)
             error = abs(float((Fraction(answer[f"mean_{name}"]) - exact) / exact))
-            side = "hot" if row["card"] == _HOT else "others"
+            side = "hot" if row["card"] == HOT else "others"
             worst[side] = max(worst[side], error)
     return {f"worst_error_{side}": error for side, error in worst.items()}
 

@@ -14,8 +14,9 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+from benchmarks.cards import DAYS, generate
 from benchmarks.results import Contender, write_results
-from benchmarks.windows import COLUMNS, DAYS, generate, run
+from benchmarks.windows import COLUMNS, run
 
 _ROWS = (12_000_000, 24_000_000, 48_000_000, 96_000_000)
 _BASES = (48_000_000, 96_000_000)  # one more day comes on top of so many rows
