@@ -17,6 +17,9 @@ from engine.spec import FILE, PipelineSpec
 KEY, EVENT_TIME, BASELINE = "key", "event_time", "baseline"
 """Columns of ``prepared`` beside the features."""
 
+LABEL = "_label"
+"""What labelled rows have beside their own columns."""
+
 _NUMBER_BYTES = 8.0
 
 

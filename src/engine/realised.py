@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.batching import Chunk
 from engine.features.labelled import LabelView, labelled_rows
-from engine.layout import EVENT_TIME, label_events_table, predictions_table, prepared_app, prepared_table
+from engine.layout import EVENT_TIME, LABEL, label_events_table, predictions_table, prepared_app, prepared_table
 from engine.learning.metrics import Metrics, PositiveScores, RankingMetrics
 from engine.memory.scope import Scope
 from engine.stage import ChildContext
@@ -122,7 +122,7 @@ class Realised:
     ) -> dict[Group, Metrics]:
         positives: dict[Group, PositiveScores] = {}
         for group, part in self._parts(low, high, grouped):
-            scores, labels = part["score"].to_numpy(), part["label"].to_numpy()
+            scores, labels = part["score"].to_numpy(), part[LABEL].to_numpy()
             positives.setdefault(group, PositiveScores()).update(scores, labels)
         counted = {
             group: RankingMetrics(kept.finish(), threshold=self._threshold(group.version))
@@ -131,7 +131,7 @@ class Realised:
         del positives
         alerts: dict[Group, _Alerts] = {}
         for group, part in self._parts(low, high, grouped):
-            flags, labels = part["alert"].to_numpy(), part["label"].to_numpy()
+            flags, labels = part["alert"].to_numpy(), part[LABEL].to_numpy()
             counted[group].update(part["score"].to_numpy(), labels)
             if not group.version:
                 alerts[group] = alerts.get(group, _Alerts()).after(flags, labels)

@@ -148,6 +148,9 @@ class ColumnSpec(_Section):
     known: Literal["at_event", "after"] = "at_event"
 
 
+PREPARED_COLUMNS = frozenset({"key", "event_time", "baseline", "_label"})
+"""What a prepared row, or a labelled one, has beside its features."""
+
 LABEL_EVENT_COLUMNS = frozenset({"key", "event_time", "known_at", "labelled_at", "value"})
 """What each row of ``label_events`` has beside the keys of its windows."""
 
@@ -340,7 +343,13 @@ class PipelineSpec(_Section):
                 if key in after:
                     raise ValueError(f"features.windows: key {key!r} is known only after the event")
         names = self.features.names()
+        own = {"key": self.source.key, "event_time": self.event_time, "baseline": self.baseline}
         for name in names:
+            if name in PREPARED_COLUMNS and name != own.get(name):
+                raise ValueError(
+                    f"features: prepared rows have a column of their own called {name!r}; "
+                    "give the feature another name in a transform, or in the source"
+                )
             if names.count(name) > 1:
                 raise ValueError(f"features: {name!r} is named twice")
         if not names:

@@ -110,6 +110,10 @@ def test_an_operating_point_is_exactly_one_share(values):
         ({"columns": {"amount": {"known": "after"}}}, "'amount' is known only after the event"),
         ({"features": {"numeric": ["amount", "amount"]}}, "'amount' is named twice"),
         ({"features": {}}, "there are none"),
+        ({"features": {"numeric": ["amount", "key"]}}, "a column of their own called 'key'"),
+        ({"features": {"numeric": ["event_time"]}}, "a column of their own called 'event_time'"),
+        ({"features": {"categorical": ["baseline"]}, "baseline": "amount"}, "a column of their own called 'baseline'"),
+        ({"features": {"numeric": ["_label"]}}, "a column of their own called '_label'"),
         (
             {
                 "columns": {"arrived": {"known": "after"}},

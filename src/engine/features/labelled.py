@@ -18,6 +18,7 @@ from engine.batching.chunks import ROW_GROUP_BYTES
 from engine.batching.frames import taken
 from engine.batching.streams import Within, held_bytes, most_batch_bytes, uneven_terms
 from engine.features.label_events import latest_labels, latest_records
+from engine.layout import LABEL
 from engine.memory.governor import Governor
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def labelled_rows(
     high: datetime | None,
     governor: Governor,
 ) -> Iterator[pl.DataFrame]:
-    """Yield rows with event time in ``[low, high)`` that have a label, with it as the boolean column ``label``.
+    """Yield rows with event time in ``[low, high)`` that have a label, with it as the boolean column ``_label``.
 
     Parameters
     ----------
@@ -145,12 +146,12 @@ def _with_label(rows: pl.DataFrame, known: pl.DataFrame, labels: LabelView) -> p
     """Return the rows that have a label, with it."""
     import polars as pl
 
-    rows = rows.join(known, on="key", how="left", maintain_order="left")
-    label = pl.col("value")
+    label = pl.col(LABEL)
+    rows = rows.join(known.rename({"value": LABEL}), on="key", how="left", maintain_order="left")
     if labels.absent == "negative":
         due = pl.col("event_time") + labels.delay <= labels.known_by
-        label = pl.when(pl.col("value").is_null() & due).then(statement=False).otherwise(pl.col("value"))
-    return rows.with_columns(label=label).drop("value").filter(pl.col("label").is_not_null())
+        rows = rows.with_columns(pl.when(label.is_null() & due).then(statement=False).otherwise(label).alias(LABEL))
+    return rows.filter(label.is_not_null())
 
 
 def spans_of(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _NEAR = 4
+_FIRST_MOMENT = -62_135_596_800_000_000  # of the year 1, in microseconds since 1970
 
 
 def raw_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
@@ -263,5 +264,5 @@ def prepared_rows(
 
 
 def time_of(value: int) -> datetime:
-    """Return microseconds since 1970 as a time in UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)
+    """Return microseconds since 1970 as a time in UTC, of what lies before the year 1 its begin."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=max(value, _FIRST_MOMENT))

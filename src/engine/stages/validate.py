@@ -23,6 +23,7 @@ from engine.layout import (
     BASELINE,
     EVENT_TIME,
     KEY,
+    LABEL,
     key_bytes,
     label_events_table,
     largest_row_bytes,
@@ -262,7 +263,7 @@ def _scores(context: ChildContext, inputs: Mapping[str, Any], model: Mapping[str
         # A copy: what shares memory with a batch keeps all of its columns.
         keys.append(table.select([KEY]).take(pa.array(np.arange(table.num_rows))))
         scores.append(bundle.score(table))
-        labels.append(frame["label"].to_numpy().astype(np.uint8))
+        labels.append(frame[LABEL].to_numpy().astype(np.uint8))
         if extra:
             baselines.append(frame[BASELINE].to_numpy().astype(np.float64))
         batches += 1

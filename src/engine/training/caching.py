@@ -18,7 +18,7 @@ from engine.batching.atomic import write_json
 from engine.batching.frames import to_arrow
 from engine.errors import LearningError
 from engine.features.encoders import EncoderBuilder, FeatureEncoder
-from engine.layout import KEY, cache_directory
+from engine.layout import KEY, LABEL, cache_directory
 from engine.learning.cache import CacheWriter, TrainingCache
 from engine.learning.drift import ReferenceBuilder
 from engine.learning.sampling import keep
@@ -80,7 +80,7 @@ def _fit_encoder(context: ChildContext, task: Task, scope: Scope, split: Split) 
     rows = positives = batches = 0
     for frame in training_rows(context, task, scope, low=split.train_from, high=split.train_until):
         builder.update(to_arrow(frame))
-        rows, positives, batches = rows + frame.height, positives + int(frame["label"].sum()), batches + 1
+        rows, positives, batches = rows + frame.height, positives + int(frame[LABEL].sum()), batches + 1
         scope.batch_done(frame.height, int(frame.estimated_size()))
         scope.progress(rows, 2 * rows, "rows")
     _require(rows, positives, context.spec, split)
@@ -117,7 +117,7 @@ def _write(
             scope.governor.wait()
             table = to_arrow(frame)
             matrix = encoder.transform(table)
-            labels = frame["label"].to_numpy().astype(np.uint8)
+            labels = frame[LABEL].to_numpy().astype(np.uint8)
             reference.update(matrix)
             kept = keep(table.column(KEY), labels, rate=rate, seed=context.spec.learner.seed)
             writer.append(matrix[kept], labels[kept])

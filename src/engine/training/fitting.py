@@ -16,7 +16,7 @@ from engine.batching.frames import to_arrow
 from engine.bundle import Bundle, sections_of
 from engine.errors import LearningError
 from engine.features.encoders import FeatureEncoder
-from engine.layout import bundle_directory, cache_directory
+from engine.layout import LABEL, bundle_directory, cache_directory
 from engine.learning.cache import TrainingCache
 from engine.learning.calibration import Calibration, fit_calibration
 from engine.learning.drift import Reference
@@ -104,7 +104,7 @@ def _calibration_rows(
     scores, labels = [np.empty(0)], [np.empty(0, dtype=np.uint8)]
     for frame in training_rows(context, task, scope, low=split.calibrate_from, high=split.validate_from):
         scores.append(predict(encoder.transform(to_arrow(frame))))
-        labels.append(frame["label"].to_numpy().astype(np.uint8))
+        labels.append(frame[LABEL].to_numpy().astype(np.uint8))
     return np.concatenate(scores), np.concatenate(labels)
 
 

@@ -76,7 +76,7 @@ def _labelled(
     view = LabelView(events, KNOWN_BY, absent, timedelta(days=15))
     governor = Governor(Budget(2**34, batch_bytes=3_000), reserved_bytes=0)
     frames = labelled_rows(rows, view, columns=["x"], schema=ROWS, low=None, high=None, governor=governor)
-    found = [row for frame in frames for row in frame.select("key", "label").rows()]
+    found = [row for frame in frames for row in frame.select("key", "_label").rows()]
     assert all(isinstance(label, bool) for _, label in found)
     return found
 
@@ -118,3 +118,29 @@ def test_absent_labels_are_negative_once_they_are_due_also_where_many_rows_share
         due = _moment(key, 2) + timedelta(days=15) <= KNOWN_BY
         label = last.get(key)
         assert found.get(key) == (label if label is not None else (False if due else None))
+
+
+def test_features_may_be_called_label_and_value(tmp_path: Path) -> None:
+    rows, events, last = _tables(tmp_path, moments=KEYS, corrections=2)
+    schema = pa.schema([*ROWS.remove(2), ("label", pa.float64()), ("value", pa.int64())])
+    named = [
+        {"key": row["key"], "event_time": row["event_time"], "label": row["x"] / 2, "value": row["key"] + 1}
+        for chunk in rows
+        for row in pl.read_parquet(chunk.path).iter_rows(named=True)
+    ]
+    (tmp_path / "named").mkdir()
+    view = LabelView(events, KNOWN_BY, "unknown", timedelta(days=15))
+    frames = labelled_rows(
+        _write(tmp_path / "named", named, schema),
+        view,
+        columns=["label", "value"],
+        schema=schema,
+        low=None,
+        high=None,
+        governor=Governor(Budget(2**34, batch_bytes=3_000), reserved_bytes=0),
+    )
+    found = pl.concat(frames)
+    assert found.columns == ["key", "event_time", "label", "value", "_label"]
+    assert dict(found.select("key", "_label").iter_rows()) == {k: v for k, v in last.items() if v is not None}
+    assert found["label"].to_list() == [key / 2 for key in found["key"]]
+    assert found["value"].to_list() == [key + 1 for key in found["key"]]
