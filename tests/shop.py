@@ -31,6 +31,7 @@ class Shop:
     source: dict[str, Any] = field(default_factory=dict)  # of the pipeline file, over what follows
     labels: dict[str, Any] = field(default_factory=dict)
     event_time: str = "placed_at"
+    features: dict[str, Any] = field(default_factory=lambda: {"numeric": ["amount"]})
 
     @property
     def database(self) -> Path:
@@ -48,7 +49,7 @@ class Shop:
                 "source": source | self.source,
                 "event_time": self.event_time,
                 "labels": labels | self.labels,
-                "features": {"numeric": ["amount"]},
+                "features": self.features,
                 "resources": {"memory": "512MiB"},
             }
         )

@@ -274,16 +274,17 @@ def _arrow_schema(table: DeltaTable) -> pa.Schema:
 
 def same_type(mine: pa.DataType, other: pa.DataType) -> bool:
     """Return whether Delta keeps both types as one."""
-    return bool(_plain(mine) == _plain(other))
+    return bool(plain_type(mine) == plain_type(other))
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return the one of several types that Delta keeps as one."""
     if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return pa.string()
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return pa.binary()
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return pa.list_(_plain(kind.value_type))
+        return pa.list_(plain_type(kind.value_type))
     return kind
 
 

@@ -17,17 +17,20 @@ from engine.features.footprints import LabelBytes, label_rows_per_slice, project
 from engine.features.label_slices import waiting_path
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_table
 from engine.memory.projection import Projection
+from engine.preparing.retyped import Types, labels_are_retyped, of_labels
 from engine.preparing.state import State
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.stage import Outcome, Plan, StageContext
 
 
-def next_bounds(context: StageContext, state: State, raw_n: int) -> dict[str, Any] | None:
+def next_bounds(context: StageContext, state: State, raw_n: int, types: Types) -> dict[str, Any] | None:
     """Return the next label records, of new ones those of one commit, then those that wait; None: there are none.
 
     Records wait in files, each of which was looked for in ``raw`` up to some commit: it is due when there are others.
     """
     labels = context.workspace.table("labels")
+    if anew := labels_are_retyped(context, state, types):
+        state = State({})
     newest, done, first = labels.transaction("extract:labels"), state.number("labels_n"), state.number("labels_rows")
     files = _waiting(context, state)
     came = max((chunk.n for chunk in context.workspace.table("raw").chunks(newest_n=raw_n)), default=0) if files else 0
@@ -46,6 +49,8 @@ def next_bounds(context: StageContext, state: State, raw_n: int) -> dict[str, An
         "waiting": {name: [file["first"], file["rows"]] for name, file in waiting.items()},
         "raw_after_n": min((file["raw_n"] for file in waiting.values()), default=raw_n),
         "raw_n": raw_n,
+        "anew": anew,
+        "label_types": of_labels(context.spec, types),
     }
     return _first(due, label_rows_per_slice(context, LabelBytes.of(context)))
 
@@ -102,17 +107,22 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
     """Return how far labels are, and how to publish: label events first, then prepared."""
     [result] = results
     given = _bounds(context, plan)
+    anew = bool(given.get("anew"))  # what there is was joined with columns of other types, and goes
     side = label_events_table(context.workspace, context.spec.feature_set)
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
 
     def publish() -> None:
-        if chunks:
-            schema = pq.read_schema(side.path / chunks[0].path)
-            side.commit(app=f"{plan.app}:label_events", n=plan.n, schema=schema, add=chunks)
+        if chunks or anew:
+            there = [chunk.name for chunk in side.chunks()]
+            gone = there if anew else []
+            schema = pq.read_schema(side.path / chunks[0].path) if chunks else side.schema()
+            retyped = len(there) == len(gone) and side.is_retyped_by(schema)
+            app = f"{plan.app}:label_events"
+            side.commit(app=app, n=plan.n, schema=schema, add=chunks, remove=gone, retyped=retyped)
         prepared.commit(app=plan.app, n=plan.n, schema=_first_schema(context, prepared))
 
-    waiting = _still_waiting(_waiting(context, state), given, result.outputs["waiting"])
+    waiting = _still_waiting({} if anew else _waiting(context, state), given, result.outputs["waiting"])
     of_commit = given["rows"][1]
     whole = of_commit == given["of"]
     record = {
@@ -121,6 +131,7 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
         "labels_rows": 0 if whole else of_commit,
         "pending": waiting,
         "pending_rows": sum(file["rows"] - file["first"] for file in waiting.values()),
+        "label_types": given.get("label_types", {}),
         "label_segments": result.outputs["segments"],
         "event_segments": {},
     }

@@ -18,6 +18,11 @@ from engine.refs import ChunkRef, TaskResult
 from engine.stage import Outcome, Plan, StageContext
 from engine.units import microseconds
 
+_KEPT = (
+    *("labels_n", "labels_rows", "pending", "pending_rows", "label_types"),
+    *("raw_n", "todo", "largest_row_bytes", "row_types"),
+)
+
 Live = Sequence[tuple[Span, list[str]]]
 """Stretches of event time that are prepared now, each with its chunks, which are replaced together."""
 
@@ -34,8 +39,7 @@ class State:
         app = prepared_app(context.spec.feature_set)
         n = prepared_table(context.workspace, context.spec.feature_set).transaction(app)
         record = (context.workspace.journal.commit(app, n) if n else None) or {}
-        kept = ("labels_n", "labels_rows", "pending", "pending_rows", "raw_n", "todo", "largest_row_bytes")
-        return cls({key: record[key] for key in kept if key in record})
+        return cls({key: record[key] for key in _KEPT if key in record})
 
     def number(self, name: str) -> int:
         """Return a number of the record, 0 where it has none."""
@@ -94,6 +98,7 @@ def finish_rows(
         **state.with_largest_row(chunks),
         "todo": todo,
         "raw_n": plan.bounds["raw_n"],
+        "row_types": plan.bounds.get("row_types", {}),
         "event_segments": {**begun.segments, **event_segments},
         "label_segments": [],
     }
@@ -109,7 +114,10 @@ def _publishing(context: StageContext, plan: Plan, chunks: Sequence[ChunkRef]) -
         schema = pq.read_schema(prepared.path / chunks[0].path) if chunks else prepared.schema()
         if schema is None:
             schema = pa.schema([pa.field(EVENT_TIME, pa.timestamp("us", tz="UTC"))])
-        prepared.commit(app=plan.app, n=plan.n, schema=schema, add=chunks, remove=plan.bounds["replaced"])
+        gone = plan.bounds["replaced"]
+        whole = {chunk.name for chunk in prepared.chunks()} <= {*gone}  # so the table may have other types from now on
+        retyped = whole and prepared.is_retyped_by(schema)
+        prepared.commit(app=plan.app, n=plan.n, schema=schema, add=chunks, remove=gone, retyped=retyped)
 
     return publish
 

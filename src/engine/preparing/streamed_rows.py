@@ -50,11 +50,16 @@ def live(prepared: Table) -> Live:
     return out
 
 
-def bounds(context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Live) -> dict[str, Any]:
-    """Return the bounds of the first spans that are to do, all of them fresh, or all prepared before."""
-    again = [bool(replaced(live, low, high)) for low, high, _ in todo]
+def bounds(
+    context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Live, anew: bool = False
+) -> dict[str, Any]:
+    """Return the bounds of the first spans that are to do, all of them fresh, or all prepared before.
+
+    Of all rows where they are prepared ``anew``.
+    """
+    again = [anew or bool(replaced(live, low, high)) for low, high, _ in todo]
     count = next((i for i, one in enumerate(again) if one != again[0]), len(todo))
-    spans = [list(span) for span in todo[: min(count, COMMIT_SPANS)]]
+    spans = [list(span) for span in todo[: len(todo) if anew else min(count, COMMIT_SPANS)]]
     row_bytes = raw_row_bytes(context, through_n=raw_n)
     stream = project_stream(context, sum(rows for _, _, rows in spans), row_bytes)
     return {

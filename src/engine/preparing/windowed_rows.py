@@ -59,13 +59,15 @@ def _span_name(chunk: str) -> str:
     return chunk.rsplit("-", 1)[0]
 
 
-def bounds(context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Live) -> dict[str, Any]:
+def bounds(
+    context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Live, anew: bool = False
+) -> dict[str, Any]:
     """Return the bounds of the first spans that are to do: some fresh ones, or all at once where any is written again.
 
-    So late rows, and all rows whose windows they change, are one commit.
+    So late rows, and all rows whose windows they change, are one commit; so are all rows ``anew``.
     """
     del context
-    again = any(replaced(live, low, high) for low, high, _ in todo)
+    again = anew or any(replaced(live, low, high) for low, high, _ in todo)
     spans = [list(span) for span in (todo if again else todo[:COMMIT_SPANS])]
     return {
         "kind": "rows",

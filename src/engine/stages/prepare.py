@@ -28,6 +28,7 @@ from engine.features.spans import Increment, plan_spans
 from engine.layout import prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.preparing import label_commits, streamed_rows, windowed_rows
+from engine.preparing.retyped import Types, is_stale, rows_are_retyped, types_now, without_effect
 from engine.preparing.state import Live, State
 from engine.refs import Task, TaskResult
 from engine.spec import PipelineSpec
@@ -56,7 +57,7 @@ class _RowsKind(_Kind, Protocol):
     def reach(self, spec: PipelineSpec) -> int: ...
 
     def bounds(
-        self, context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Live
+        self, context: StageContext, todo: Sequence[Sequence[int]], *, raw_n: int, live: Live, anew: bool = False
     ) -> dict[str, Any]: ...
 
 
@@ -84,12 +85,16 @@ class PrepareStage:
         raw_n = context.workspace.table("raw").transaction("extract:raw")
         if not raw_n:
             return None
-        return label_commits.next_bounds(context, state, raw_n) or _next_spans(context, state, raw_n)
+        types = types_now(context)
+        bounds = label_commits.next_bounds(context, state, raw_n, types) or _next_spans(context, state, raw_n, types)
+        return None if bounds is None else {**bounds, "row_types": types}
 
     def phase(
         self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
     ) -> Sequence[tuple[Task, Projection]]:
         """Return the task of the slice: label records joined, spans with windows, or rows streamed, then sorted."""
+        if not done and is_stale(context, plan):
+            return ()
         return _KINDS[plan.bounds["kind"]].tasks(self.name, context, plan, done)
 
     def smaller(self, context: StageContext, plan: Plan, error: HeadraceError) -> Mapping[str, Any] | None:
@@ -98,22 +103,27 @@ class PrepareStage:
 
     def finish(self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]) -> Outcome:
         """Record how far labels and rows are; publish label events first, then prepared."""
+        if not done and is_stale(context, plan):
+            return without_effect(context, plan, State.of(context))
         results = [result for phase in done for result in phase]
         return _KINDS[plan.bounds["kind"]].finish(context, plan, results, State.of(context))
 
 
-def _next_spans(context: StageContext, state: State, raw_n: int) -> dict[str, Any] | None:
+def _next_spans(context: StageContext, state: State, raw_n: int, types: Types) -> dict[str, Any] | None:
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     rows: _RowsKind = windowed_rows if context.spec.features.windows else streamed_rows
     live = rows.live(prepared)
     todo, target = list(state.record.get("todo", [])), state.number("raw_n")
+    anew = bool(live) and rows_are_retyped(context, state, types)
+    if anew:
+        todo, target = [], 0
     if not todo:
         if raw_n <= target:
             return None
         increments, row_bytes = _increments(context, after_n=target, through_n=raw_n)
         spans = plan_spans(
             increments,
-            live=[span for span, _ in live],
+            live=[] if anew else [span for span, _ in live],
             rows_per_span=rows.span_rows(context, row_bytes),
             reach=rows.reach(context.spec),
         )
@@ -121,7 +131,7 @@ def _next_spans(context: StageContext, state: State, raw_n: int) -> dict[str, An
         target = raw_n
         if not todo:
             return None
-    return rows.bounds(context, todo, raw_n=target, live=live)
+    return rows.bounds(context, todo, raw_n=target, live=live, anew=anew)
 
 
 def _increments(context: StageContext, *, after_n: int, through_n: int) -> tuple[list[Increment], float]:
