@@ -76,11 +76,22 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "chunks": [to_json(ref) for ref in written.chunks],
             "waiting": {ref.path: ref.rows for ref in left.chunks},
             "segments": [to_json(ref) for ref in segments.refs],
+            "waited": _known_between(found, waited),
         },
         rows_in=labels.num_rows,
         rows_out=found.num_rows,
         batches=len(written.chunks),
     )
+
+
+def _known_between(found: pa.Table, waited: pa.Table) -> list[int] | None:
+    """Return when the first and the last record became known that had waited for a row, in microseconds; None: none."""
+    of_waited = pc.is_in(found.column("key"), value_set=waited.column("key"))
+    known = found.filter(pc.and_(of_waited, found.column("value").is_valid())).column("known_at")
+    if not len(known):
+        return None
+    extent = pc.min_max(known.cast(pa.int64()))
+    return [extent["min"].as_py(), extent["max"].as_py()]
 
 
 def waiting_path(workspace: Workspace, feature_set: str, name: str = "") -> Path:

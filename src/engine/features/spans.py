@@ -35,7 +35,12 @@ class Span:
 
 
 def plan_spans(
-    increments: Sequence[Increment], *, live: Sequence[Span], rows_per_span: int, reach: int = 0
+    increments: Sequence[Increment],
+    *,
+    live: Sequence[Span],
+    rows_per_span: int,
+    reach: int = 0,
+    again: Sequence[tuple[int, int]] = (),
 ) -> tuple[Span, ...]:
     """Return the spans to write, in time order: fresh ones, and live ones that the new rows touch.
 
@@ -49,13 +54,15 @@ def plan_spans(
         How many rows a fresh span holds at most, as far as counts by hour can tell.
     reach
         How long after its own event time a row still changes the windows of others (gap + longest window), or 0.
+    again
+        Stretches of event time whose live spans are to be written again whatever rows are new.
 
     Notes
     -----
     Counts by hour make this an over-estimate: a live span may be written again without need, with the same content.
     """
     live = sorted(live)
-    dirty: set[Span] = set()
+    dirty = {span for low, high in again for span in live if span.overlaps(low, high)}
     fresh: list[Span] = []
     for piece in _pieces(increments):
         touched = [span for span in live if span.overlaps(piece.low, piece.high)]

@@ -20,7 +20,7 @@ from engine.units import microseconds
 
 _KEPT = (
     *("labels_n", "labels_rows", "pending", "pending_rows", "label_types"),
-    *("raw_n", "todo", "largest_row_bytes", "row_types"),
+    *("raw_n", "todo", "again", "largest_row_bytes", "row_types"),
 )
 
 Live = Sequence[tuple[Span, list[str]]]
@@ -97,6 +97,7 @@ def finish_rows(
     record = {
         **state.with_largest_row(chunks),
         "todo": todo,
+        "again": [] if "again" in plan.bounds else state.record.get("again", []),
         "raw_n": plan.bounds["raw_n"],
         "row_types": plan.bounds.get("row_types", {}),
         "event_segments": {**begun.segments, **event_segments},

@@ -117,8 +117,10 @@ def _next_spans(context: StageContext, state: State, raw_n: int, types: Types) -
     anew = bool(live) and rows_are_retyped(context, state, types)
     if anew:
         todo, target = [], 0
-    if not todo:
-        if raw_n <= target:
+    again = state.record.get("again", [])
+    begins = not todo
+    if begins:
+        if raw_n <= target and not again:
             return None
         increments, row_bytes = _increments(context, after_n=target, through_n=raw_n)
         spans = plan_spans(
@@ -126,12 +128,14 @@ def _next_spans(context: StageContext, state: State, raw_n: int, types: Types) -
             live=[] if anew else [span for span, _ in live],
             rows_per_span=rows.span_rows(context, row_bytes),
             reach=rows.reach(context.spec),
+            again=[(again[0], again[1])] if again else (),
         )
         todo = [[span.low, span.high, span.rows] for span in spans]
         target = raw_n
         if not todo:
             return None
-    return rows.bounds(context, todo, raw_n=target, live=live, anew=anew)
+    bounds = rows.bounds(context, todo, raw_n=target, live=live, anew=anew)
+    return {**bounds, "again": again} if begins else bounds
 
 
 def _increments(context: StageContext, *, after_n: int, through_n: int) -> tuple[list[Increment], float]:

@@ -25,6 +25,7 @@ from engine.stage import StageContext, run_stage
 from engine.stages.compact import CompactStage
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
+from tests.shop import Shop
 from tests.stopped import stop
 from tests.world import FEBRUARY, MARCH, World, copy_world
 
@@ -296,3 +297,45 @@ def test_a_few_labels_are_looked_for_in_many_rows_with_long_keys_within_their_pr
     [joined] = [one for one in ended if ".labels." in one.task]
     assert joined.measured_bytes <= joined.projected_bytes < 140 * 2**20
     assert context.workspace.table(f"label_events/{context.spec.feature_set}").rows() == len(some)
+
+
+def test_a_label_whose_row_comes_late_is_seen_by_the_rows_that_were_there(tmp_path: Path) -> None:
+    windows = [{"over": "labels", "keys": ["amount"], "lengths": ["300m", "10h"], "statistics": ["count"]}]
+
+    def opened(name: str) -> Shop:
+        (tmp_path / name).mkdir()
+        return Shop(tmp_path / name, features={"windows": windows, "gap": "10m"}).open()
+
+    def prepared(shop: Shop, minute: float) -> dict[int, tuple[int, int]]:
+        shop.extract(minute)
+        shop.extract(minute, "labels")
+        run_stage(PrepareStage(), shop.context(minute))
+        rows = shop.rows(f"prepared/{shop.spec.feature_set}")
+        return {row["key"]: (row["labels_amount_5h_count"], row["labels_amount_10h_count"]) for row in rows}
+
+    first = [(key, 5, key) for key in (10, 109, 110, 409, 410, 709, 710)]
+    late = (5, 5, 720)
+    shop = opened("late")
+    shop.order(*first)
+    shop.sql("INSERT INTO verdicts VALUES (5, 1, '2026-01-01 01:40:00')")
+    assert set(prepared(shop, 715).values()) == {(0, 0)}
+    shop.order(late)
+    found = prepared(shop, 725)
+    assert found == {
+        5: (0, 0),
+        10: (0, 0),
+        109: (0, 0),
+        110: (1, 1),
+        409: (1, 1),
+        410: (0, 1),
+        709: (0, 1),
+        710: (0, 0),
+    }
+    whole = opened("whole")
+    whole.order(*first, late)
+    whole.sql("INSERT INTO verdicts VALUES (5, 1, '2026-01-01 01:40:00')")
+    assert found == prepared(whole, 725)
+    shop.order((800, 5, 800))
+    assert prepared(shop, 801) == found | {800: (0, 0)}
+    report = run_stage(PrepareStage(), shop.context(802))
+    assert not report.slices
