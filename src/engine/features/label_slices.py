@@ -86,8 +86,10 @@ def run(task: Task, scope: Scope) -> TaskResult:
 
 def _known_between(found: pa.Table, waited: pa.Table) -> list[int] | None:
     """Return when the first and the last record became known that had waited for a row, in microseconds; None: none."""
+    if not waited.num_rows:
+        return None
     of_waited = pc.is_in(found.column("key"), value_set=waited.column("key"))
-    known = found.filter(pc.and_(of_waited, found.column("value").is_valid())).column("known_at")
+    known = found.column("known_at").filter(pc.and_(of_waited, found.column("value").is_valid()))
     if not len(known):
         return None
     extent = pc.min_max(known.cast(pa.int64()))
