@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,10 +25,11 @@ class _Ahead:
     stopped: threading.Event = field(default_factory=threading.Event)
 
 
-def read_ahead(stream: Iterator[_T], *, waiting: int) -> Iterator[_T]:
+def read_ahead(stream: Iterator[_T], *, waiting: int) -> Generator[_T, None, None]:
     """Yield the same values, of which a thread reads ``waiting`` ahead.
 
-    An error of the reader is raised here; when this generator is closed early, the reader ends with it.
+    An error of the reader is raised here. When this generator is closed early, the reader ends with it, and ``stream``
+    is closed: whoever leaves it by an error has to close it before what the stream reads from.
     """
     ahead = _Ahead(queue.Queue(waiting))
 
@@ -49,6 +50,9 @@ def read_ahead(stream: Iterator[_T], *, waiting: int) -> Iterator[_T]:
             put(_END)
         except BaseException as error:  # handed over, whatever it is: the other side raises it
             put(_Failure(error))
+        finally:
+            if isinstance(stream, Generator):
+                stream.close()
 
     thread = threading.Thread(target=work, name="headrace-reader", daemon=True)
     thread.start()

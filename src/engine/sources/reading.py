@@ -7,6 +7,7 @@ Which range, and what is committed, is for ``stages/extract.py``; what the table
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +57,9 @@ def run(task: Task, scope: Scope) -> TaskResult:
         good = chunk_writer(spec, table, prefix=prefix, schema=schema, on_chunk=on_chunk, written=begun.chunks)
         bad = ChunkWriter(quarantine.path, prefix=prefix, schema=QUARANTINE_SCHEMA, written=begun.quarantine)
         rows_in, batches = begun.rows_in, begun.batches
-        with good, bad:
-            marked = _marked(source, begun.range, schema=contract.stored, scope=scope)
-            for batch, mark in read_ahead(marked, waiting=_WAITING):
+        marked = _marked(source, begun.range, schema=contract.stored, scope=scope)
+        with good, bad, closing(read_ahead(marked, waiting=_WAITING)) as ahead:
+            for batch, mark in ahead:
                 rows = batch.rows.num_rows + len(batch.rejected)
                 rows_in, batches = rows_in + rows, batches + 1
                 kept, rejected = admission.split(batch)

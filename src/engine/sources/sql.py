@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from datetime import UTC, date, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -165,19 +166,22 @@ class SQLSource:
         """
         wanted = self._range(after=after, until=until, limit_rows=limit_rows, batch_rows=batch_rows, since=since)
         self._position = after
-        parts = self._dialect.read(wanted)
-        for part in read_ahead(parts, waiting=1) if batch_bytes else parts:
-            start = 0
-            while start < part.rows.num_rows:
-                step = batch_rows
-                if batch_bytes:
-                    step = max(1, part.rows.num_rows * bound(batch_bytes) // max(1, part.rows.nbytes))
-                rows = part.rows.slice(start, step)
-                last = start + rows.num_rows - 1
-                self._position = _position(part.cursors[last], part.keys[last])
-                wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
-                yield self._split(rows, wrong)
-                start += step
+        with ExitStack() as stack:
+            parts = self._dialect.read(wanted)
+            if batch_bytes:
+                parts = stack.enter_context(closing(read_ahead(parts, waiting=1)))
+            for part in parts:
+                start = 0
+                while start < part.rows.num_rows:
+                    step = batch_rows
+                    if batch_bytes:
+                        step = max(1, part.rows.num_rows * bound(batch_bytes) // max(1, part.rows.nbytes))
+                    rows = part.rows.slice(start, step)
+                    last = start + rows.num_rows - 1
+                    self._position = _position(part.cursors[last], part.keys[last])
+                    wrong = None if part.wrong is None else part.wrong.slice(start, rows.num_rows)
+                    yield self._split(rows, wrong)
+                    start += step
 
     def _range(
         self, *, after: Position | None, until: datetime, limit_rows: int, batch_rows: int, since: datetime | None

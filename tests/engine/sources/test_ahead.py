@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -61,3 +63,24 @@ def test_the_reader_ends_when_nobody_reads_on() -> None:
     del ahead
     assert ended.wait(10)
     assert not [one for one in threading.enumerate() if one.name == "headrace-reader"]
+
+
+def test_what_it_reads_from_is_closed_with_it_and_after_its_last_read() -> None:
+    said: list[str] = []
+
+    def stream() -> Iterator[int]:
+        try:
+            for number in range(100):
+                said.append("reading")
+                time.sleep(0.01)
+                said.append("read")
+                yield number
+        finally:
+            said.append("closed")
+
+    held = stream()  # as a traceback holds it
+    with contextlib.suppress(ArithmeticError), contextlib.closing(read_ahead(held, waiting=2)) as ahead:
+        for number in ahead:
+            if number == 3:
+                raise ArithmeticError
+    assert said[-2:] == ["read", "closed"]
