@@ -61,7 +61,7 @@ class StageContext:
         allowed = auto_budget_bytes() if resources.memory == "auto" else resources.memory
         return cls(
             spec=spec,
-            workspace=Workspace(spec.workspace),
+            workspace=Workspace(spec.workspace, tables_stay_open=True),
             as_of=parse_time(as_of) if as_of is not None else datetime.now(UTC),
             directory=directory.absolute(),
             budget=Budget(allowed_bytes=allowed, threads=resources.threads, disk_bytes=resources.disk),

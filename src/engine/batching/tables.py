@@ -8,6 +8,7 @@ and look again. Writing the chunks is ``chunks.py``, reading their rows ``stream
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -69,11 +70,20 @@ def chunk_n(name: str) -> int:
 
 
 class Table:
-    """A Delta table in a local directory; the handle holds no state, so each call sees the newest version."""
+    """A Delta table in a local directory; each call sees the newest version.
 
-    def __init__(self, path: Path, *, name: str) -> None:
+    Parameters
+    ----------
+    stays_open
+        Keep the log as it was last read, 90 KiB for each commit since a checkpoint and what its chunks' bounds take,
+        and read it again only where the newest version is another.
+    """
+
+    def __init__(self, path: Path, *, name: str, stays_open: bool = False) -> None:
         self.path = path
         self.name = name
+        self._stays_open = stays_open
+        self._kept: _Kept | None = None
 
     def exists(self) -> bool:
         """Return whether anything was ever committed."""
@@ -81,17 +91,17 @@ class Table:
 
     def schema(self) -> pa.Schema | None:
         """Return the Arrow schema, or None when the table does not exist."""
-        table = self._open()
+        table = self._newest()
         return None if table is None else _arrow_schema(table)
 
     def transaction(self, app: str) -> int:
         """Return the last n that ``app`` committed, 0 if none."""
-        table = self._open()
+        table = self._newest()
         return 0 if table is None else int(table.transaction_version(app) or 0)
 
     def ref(self, app: str = "") -> TableRef:
         """Return the newest snapshot: version -1 when the table does not exist."""
-        table = self._open()
+        table = self._newest()
         if table is None:
             return TableRef(self.name, -1, 0)
         return TableRef(self.name, table.version(), int(table.transaction_version(app) or 0) if app else 0)
@@ -106,7 +116,7 @@ class Table:
         newest_n
             Leave out chunks of plans after this one: for side tables, the n of the primary table.
         """
-        table = self._open(version)
+        table = self._newest() if version is None else self._open(version)
         if table is None:
             return []
         actions = pa.table(table.get_add_actions(flatten=False)).to_pylist()
@@ -218,6 +228,15 @@ class Table:
             hint="something else commits to this workspace without pause; let one run at a time write to it",
         )
 
+    def _newest(self) -> DeltaTable | None:
+        """Return the newest version, to be read from only: a commit takes a handle of its own."""
+        kept = self._kept
+        if kept is not None and kept.is_newest():
+            return kept.table
+        table = self._open()
+        self._kept = _Kept.of(table, self.path) if table is not None and self._stays_open else None
+        return table
+
     def _open(self, version: int | None = None) -> DeltaTable | None:
         try:
             return DeltaTable(self.path, version=version)
@@ -254,6 +273,35 @@ class Table:
 
         table.alter.add_columns(list(Schema.from_arrow(pa.schema([f.with_nullable(True) for f in new])).fields))
         return True
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A version as it was read, and by what to see that no other has taken its place."""
+
+    table: DeltaTable
+    committed: Path  # its file in the log
+    written: tuple[int, int, int]  # which file that was: a table that is made anew has a version of the same number
+    following: Path  # the file that the next version will have
+
+    @classmethod
+    def of(cls, table: DeltaTable, path: Path) -> _Kept | None:
+        version, log = table.version(), path / "_delta_log"
+        committed, following = (log / f"{number:020d}.json" for number in (version, version + 1))
+        written = _identity(committed)
+        return None if written is None else cls(table, committed, written, following)
+
+    def is_newest(self) -> bool:
+        return _identity(self.committed) == self.written and not self.following.exists()
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from another one of its name, None where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _properties(said: Mapping[str, str], add: Sequence[ChunkRef]) -> dict[str, str]:

@@ -30,6 +30,8 @@ class Workspace:
     ----------
     root
         A local directory; made by ``prepare``.
+    tables_stay_open
+        For a process that plans, which asks the same tables dozens of times; a task reads a log once, and forgets it.
 
     Notes
     -----
@@ -37,13 +39,17 @@ class Workspace:
     that can be rebuilt; ``bundles/<n>`` candidates; ``registry`` MLflow; ``scratch`` for a task's own files.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, tables_stay_open: bool = False) -> None:
         self.root = Path(root).expanduser().absolute()
         self.journal = Journal(self.root)
+        self._open: dict[str, Table] | None = {} if tables_stay_open else None
 
     def table(self, name: str) -> Table:
         """Return the handle of a table, which need not exist yet."""
-        return Table(self.root / "tables" / name, name=name)
+        path = self.root / "tables" / name
+        if self._open is None:
+            return Table(path, name=name)
+        return self._open.setdefault(name, Table(path, name=name, stays_open=True))
 
     @property
     def segments(self) -> Path:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from datetime import UTC, datetime
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -13,6 +15,7 @@ import pytest
 from deltalake import CommitProperties, DeltaTable, Transaction
 
 from engine.batching import ChunkWriter, Table, read_batches
+from engine.batching.retention import trim_log
 from engine.batching.tables import chunk_n, chunk_prefix
 from engine.errors import SchemaMismatch, TableError
 from engine.refs import ChunkRef
@@ -37,9 +40,9 @@ def _keys(table: Table) -> list[int]:
     ]
 
 
-@pytest.fixture
-def table(tmp_path: Path) -> Table:
-    return Table(tmp_path / "raw", name="raw")
+@pytest.fixture(params=[False, True], ids=["", "stays open"])
+def table(tmp_path: Path, request: pytest.FixtureRequest) -> Table:
+    return Table(tmp_path / "raw", name="raw", stays_open=request.param)
 
 
 def test_a_commit_is_made_once_however_often_it_is_repeated(table: Table) -> None:
@@ -96,6 +99,36 @@ def test_the_same_n_from_two_processes_is_committed_once(table: Table) -> None:
         child.join()
         assert child.exitcode == 0
     assert _keys(table) == [1, 2]
+
+
+def test_a_table_that_stays_open_sees_what_others_commit_and_a_table_made_anew(table: Table) -> None:
+    other = Table(table.path, name="raw")
+    assert (table.transaction("app"), table.schema()) == (0, None)
+    for n in (1, 2):
+        other.commit(app="app", n=n, schema=SCHEMA, add=_write(other, n, [n]))
+        assert (table.transaction("app"), _keys(table)) == (n, list(range(1, n + 1)))
+    assert table.ref("app") == other.ref("app")
+    shutil.rmtree(table.path)
+    assert (table.transaction("app"), table.chunks()) == (0, [])
+    for n in (1, 2):  # as many versions as before
+        other.commit(app="again", n=n, schema=SCHEMA, add=_write(other, n, [10 * n]))
+    assert (table.transaction("app"), table.transaction("again"), _keys(table)) == (0, 2, [10, 20])
+
+
+def test_a_table_that_stays_open_is_read_once_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, opened = Table(tmp_path / "raw", name="raw", stays_open=True), list[Path]()
+    table.commit(app="app", n=1, schema=SCHEMA, add=_write(table, 1, [1]))
+
+    def counted(path: Path, **options: Any) -> DeltaTable:
+        opened.append(path)
+        return DeltaTable(path, **options)
+
+    monkeypatch.setattr("engine.batching.tables.DeltaTable", counted)
+    for _ in range(3):
+        assert (table.transaction("app"), len(table.chunks())) == (1, 1)
+    assert len(opened) == 1
+    trim_log(table, keep=timedelta(0))  # which commits properties of its own
+    assert (table.transaction("app"), len(table.chunks()), len(opened)) == (1, 1, 2)
 
 
 def test_another_type_is_refused_and_nothing_is_committed(table: Table) -> None:
