@@ -309,7 +309,7 @@ class TriggersSpec(_Section):
     new_rows: float | None = Field(None, gt=0.0, description="share of the rows it was trained on")
     new_labels: int | None = Field(None, gt=0, description="label records since it was trained")
     drift: float | None = Field(None, gt=0.0, description="largest population stability index of a feature")
-    code: bool = Field(True, description="the pipeline file's features or learner changed")
+    code: bool = Field(True, description="features, the code of their transform, or learner changed")
 
 
 class PipelineSpec(_Section):

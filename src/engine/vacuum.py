@@ -29,7 +29,8 @@ from engine.upkeep import compact_tables
 
 _LEAST = 8  # chunks that a table has to lose for a compaction to be worth a process
 _NAMED = re.compile(r'[^"/\\]+\.(?:parquet|arrow)')
-_SEGMENT = re.compile(r"(events|labels)-(\d{8})-")
+_SEGMENT = re.compile(r"(?:events-(\d{8})-(\d{4})|labels-(\d{8}))-")
+_SPAN = re.compile(r"(\d{8})-rows\.(\d{4})-")
 
 
 @dataclass
@@ -131,17 +132,17 @@ class _Sweep:
                 self.freed["logs"].bytes += sum(before[entry] for entry in gone)
 
     def segments(self) -> None:
-        """Delete the segments of slices whose chunks are deleted: they were prepared anew since."""
+        """Delete the segments of spans, and of label records, whose chunks are deleted: they were made anew since."""
         for feature_set in feature_sets(self._workspace):
             committed = self._committed[prepared_app(feature_set)]
-            tables = {
-                "events": prepared_table(self._workspace, feature_set),
-                "labels": label_events_table(self._workspace, feature_set),
-            }
-            kept = {kind: self._chunk_ns(table) for kind, table in tables.items()}
+            rows = self._chunks(prepared_table(self._workspace, feature_set))
+            spans = {span.groups() for span in map(_SPAN.match, rows) if span is not None}
+            labels = {chunk_n(name) for name in self._chunks(label_events_table(self._workspace, feature_set))}
             for path in _files(self._workspace.segments / feature_set):
                 match = _SEGMENT.match(path.name)
-                if match and int(match[2]) <= committed and int(match[2]) not in kept[match[1]]:
+                if match is None or int(match[1] or match[3]) > committed:
+                    continue
+                if (match[1], match[2]) not in spans and (match[3] is None or int(match[3]) not in labels):
                     self._delete_old(path, "segments")
 
     def plans(self) -> None:
@@ -175,12 +176,12 @@ class _Sweep:
         for path in sorted(self._workspace.scratch.iterdir()):
             self._delete_old(path, "leftovers")
 
-    def _chunk_ns(self, table: Table) -> set[int]:
-        """Return the n of each chunk that is there after this pass, live or not yet deleted."""
+    def _chunks(self, table: Table) -> set[str]:
+        """Return the names of chunks that are there after this pass, live or not yet deleted."""
         names = {path.name for path in _files(table.path) if path.suffix == ".parquet" and path.name[0] != "."}
         if self._dry_run and table.exists():
             names -= {name for name in unneeded_chunks(table, keep=self._keep) if Path(name).name not in self._named}
-        return {chunk_n(name) for name in names}
+        return names
 
     def _delete_old(self, path: Path, kind: str) -> None:
         if path.name not in self._named and path.lstat().st_mtime < self._before:

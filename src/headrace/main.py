@@ -205,12 +205,11 @@ def history(pipeline: Pipeline, as_json: Json = False) -> None:
 @app.command()
 def check(pipeline: Pipeline, as_json: Json = False) -> None:
     """Check the pipeline file, reach its source, and warn of leaks. Exit code 2 when there is an error."""
-    from engine.features.transform import load_transform
+    from engine.features.transform import transform_of
     from engine.sources.check import check_pipeline
 
     spec = read_pipeline(pipeline)
-    made = spec.features.transform
-    transform = load_transform(made, directory=pipeline.parent) if made else None
+    transform = transform_of(spec, directory=pipeline.parent) if spec.features.transform else None
     findings = check_pipeline(spec, directory=pipeline.parent, transform=transform)
     show.findings(pipeline, findings, as_json=as_json)
     if any(finding.severity == "error" for finding in findings):

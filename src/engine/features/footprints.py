@@ -93,18 +93,24 @@ class LabelBytes:
     key: float  # of a key, on average
     window_keys: float  # of all columns that windows over labels are keyed by, of a row
     rows: int | None  # of raw; None before any
+    transformed: float | None = None  # of a row as a transform takes it; None where there is none to make such keys
 
     @classmethod
     def of(cls, context: StageContext) -> LabelBytes:
         """Return what the workspace's tables say."""
         raw, columns = context.workspace.table("raw"), label_window_keys(context.spec)
         held = column_bytes(raw, columns)
-        return cls(key_bytes(context.workspace), sum(held[name] for name in columns), raw.rows() or None)
+        made = bool(columns) and context.spec.features.transform is not None
+        row = raw_row_bytes(context, through_n=raw.transaction("extract:raw")) if made else None
+        return cls(key_bytes(context.workspace), sum(held[name] for name in columns), raw.rows() or None, row)
 
     @property
     def read_bytes(self) -> int | None:
-        """What all rows of raw take, as they are read for labels: key, cursor, event time and the windows' keys."""
-        return None if self.rows is None else int(self.rows * (self.key + 16 + self.window_keys))
+        """What all rows of raw take, as they are read for labels: key, cursor, event time and the windows' keys, or all
+        that a transform may look at.
+        """
+        read = self.key + 16 + self.window_keys if self.transformed is None else self.transformed
+        return None if self.rows is None else int(self.rows * read)
 
 
 def label_rows_per_slice(context: StageContext, held: LabelBytes) -> int:
@@ -118,9 +124,10 @@ def label_rows_per_slice(context: StageContext, held: LabelBytes) -> int:
 def project_labels(context: StageContext, rows: int, held: LabelBytes) -> Projection:
     """Return what joining a slice of so many label records takes, with the rows of ``raw`` that stream past them."""
     keys = held.window_keys + _WINDOW_KEY_BYTES * len(label_window_keys(context.spec))
-    batches, group = _ROW_COPIES * context.budget.batch_bytes, ROW_GROUP_BYTES
+    copies = _ROW_COPIES if held.transformed is None else _SEARCH_COPIES
+    batches, group = copies * context.budget.batch_bytes, ROW_GROUP_BYTES
     if held.read_bytes is not None:
-        batches, group = min(batches, _ROW_COPIES * held.read_bytes), min(group, held.read_bytes)
+        batches, group = min(batches, copies * held.read_bytes), min(group, held.read_bytes)
     terms = {
         _LABELS: int(rows * ((_LABEL_BYTES + held.key) * _LABEL_COPIES + keys * _WINDOW_KEY_COPIES)),
         "batches in flight": batches,
@@ -128,6 +135,7 @@ def project_labels(context: StageContext, rows: int, held: LabelBytes) -> Projec
         _LABEL_SEGMENTS: rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
+        **({} if held.transformed is None else {"transform": _TRANSFORM_BYTES}),
     }
     return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms, rows=rows)
 

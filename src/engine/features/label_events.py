@@ -5,7 +5,7 @@ The join streams ``raw`` past a bounded slice of labels; nothing here decides wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ def join_labels(
     event_time: str,
     window_keys: Sequence[str],
     delay: timedelta,
+    transform: Callable[[pa.Table], pa.Table] | None = None,
 ) -> tuple[pa.Table, pa.Table]:
     """Return the label events, in order of known_at, and the labels whose row has not come yet.
 
@@ -54,10 +55,11 @@ def join_labels(
         key, value, labelled_at; held in memory.
     raw
         Batches with the columns ``key``, ``cursor``, ``event_time`` and ``window_keys``; streamed once. The newest
-        version
-        by cursor counts.
+        version by cursor counts.
     delay
         A record is known at ``max(event_time + delay, labelled_at)``.
+    transform
+        Makes ``window_keys``, of rows that have labels.
     """
     import polars as pl
 
@@ -65,7 +67,13 @@ def join_labels(
     keys = wanted.select("key").unique()
     found: list[pl.DataFrame] = []
     for batch in raw:
-        rows = pl.DataFrame(batch).select(
+        given = pl.DataFrame(batch)
+        if transform is not None:
+            labelled = given.join(keys, left_on=key, right_on="key", how="semi")
+            if not labelled.height:
+                continue
+            given = pl.DataFrame(transform(to_arrow(labelled, batch.schema)))
+        rows = given.select(
             pl.col(key).alias("key"),
             pl.col(cursor).alias("_cursor"),
             pl.col(event_time).alias("event_time"),

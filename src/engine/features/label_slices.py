@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +19,8 @@ from engine.batching.streams import BatchBytes
 from engine.batching.tables import chunk_prefix
 from engine.features.label_events import join_labels, label_event_schema
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
-from engine.features.window_plans import segment_plans
+from engine.features.transform import transform_of
+from engine.features.window_plans import length_of, segment_plans
 from engine.layout import chunk_writer, label_events_table
 from engine.memory.scope import Scope
 from engine.refs import Task, TaskResult, to_json
@@ -34,6 +36,8 @@ def run(task: Task, scope: Scope) -> TaskResult:
     raw = workspace.table("raw")
     schema, order = raw.schema(), workspace.table("labels").schema()
     keys = label_window_keys(spec)
+    made = spec.features.transform is not None and bool(keys)  # it may make a key, or change what one is
+    transform = transform_of(spec, directory=context.directory, types=task.inputs.get("row_types")) if made else None
     batch_bytes = scope.governor.batch_bytes
     new = _table(_new_labels(workspace, task.inputs, batch_bytes=batch_bytes), order)
     waited = _table(_waiting_labels(workspace, feature_set, task.inputs, batch_bytes=batch_bytes), order)
@@ -41,7 +45,10 @@ def run(task: Task, scope: Scope) -> TaskResult:
     # Those that waited have no row among those that they were looked for in.
     sought = [(0, new), (int(task.inputs["raw_after_n"]), waited)]
     chunks = [] if schema is None else _chunks_of(raw, sought, key=spec.source.key, raw_n=int(task.inputs["raw_n"]))
-    label_batches = _raw_of_labels(chunks, spec=spec, keys=keys, scope=scope)
+    columns = [spec.source.key, spec.source.cursor, spec.event_time, *keys]
+    if transform is not None and schema is not None:
+        columns += [name for name in schema.names if name not in spec.after_columns]
+    label_batches = _raw_of_labels(chunks, schema=_part_of(schema, columns), scope=scope)
     found, waiting = join_labels(
         labels,
         label_batches,
@@ -50,10 +57,12 @@ def run(task: Task, scope: Scope) -> TaskResult:
         event_time=spec.event_time,
         window_keys=keys,
         delay=spec.labels.delay,
+        transform=transform,
     )
     side = label_events_table(workspace, feature_set)
     if found.num_columns == len(label_event_schema(pa.int64(), [])) and keys and schema is not None:
-        found = label_event_schema(labels.schema.field("key").type, [schema.field(key) for key in keys]).empty_table()
+        rows = schema if transform is None else transform(_part_of(schema, columns).empty_table()).schema
+        found = label_event_schema(labels.schema.field("key").type, [rows.field(key) for key in keys]).empty_table()
     with chunk_writer(spec, side, prefix=chunk_prefix(n, "labels"), schema=found.schema) as written:
         for batch in found.to_batches(max_chunksize=SEGMENT_ROWS):
             written.write(batch)
@@ -76,7 +85,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "chunks": [to_json(ref) for ref in written.chunks],
             "waiting": {ref.path: ref.rows for ref in left.chunks},
             "segments": [to_json(ref) for ref in segments.refs],
-            "waited": _known_between(found, waited),
+            "seen_by": seen_by(spec, found.filter(found.column("value").is_valid()).column("known_at")),
         },
         rows_in=labels.num_rows,
         rows_out=found.num_rows,
@@ -84,16 +93,21 @@ def run(task: Task, scope: Scope) -> TaskResult:
     )
 
 
-def _known_between(found: pa.Table, waited: pa.Table) -> list[int] | None:
-    """Return when the first and the last record became known that had waited for a row, in microseconds; None: none."""
-    if not waited.num_rows:
-        return None
-    of_waited = pc.is_in(found.column("key"), value_set=waited.column("key"))
-    known = found.column("known_at").filter(pc.and_(of_waited, found.column("value").is_valid()))
-    if not len(known):
-        return None
-    extent = pc.min_max(known.cast(pa.int64()))
-    return [extent["min"].as_py(), extent["max"].as_py()]
+def seen_by(spec: PipelineSpec, known: pa.ChunkedArray) -> list[list[int]]:
+    """Return the event times of rows whose windows over labels may hold records that became known at some times.
+
+    Half-open stretches in microseconds, in order, that do not meet; none where no window is over labels.
+    """
+    windows = [window for window in spec.features.windows if window.over == "labels"]
+    if not windows or not len(known):
+        return []
+    gaps = [length_of(spec.features.gap_of(window)) for window in windows]
+    first = min(gaps)
+    last = max(gap + length_of(max(window.lengths)) for gap, window in zip(gaps, windows, strict=True))
+    times = np.unique(known.cast(pa.int64()).to_numpy())
+    ends = np.flatnonzero(np.diff(times) > last - first)
+    starts, stops = times[np.append(0, ends + 1)], times[np.append(ends, len(times) - 1)]
+    return [[int(start) + first, int(stop) + last + 1] for start, stop in zip(starts, stops, strict=True)]
 
 
 def waiting_path(workspace: Workspace, feature_set: str, name: str = "") -> Path:
@@ -148,11 +162,16 @@ def _chunks_of(raw: Table, sought: Sequence[tuple[int, pa.Table]], *, key: str, 
     ]
 
 
-def _raw_of_labels(
-    chunks: Sequence[Chunk], *, spec: PipelineSpec, keys: Sequence[str], scope: Scope
-) -> Iterator[pa.RecordBatch]:
-    columns = list(dict.fromkeys([spec.source.key, spec.source.cursor, spec.event_time, *keys]))
-    for batch in read_batches([c.path for c in chunks], columns=columns, batch_bytes=scope.governor.batch_bytes):
+def _part_of(schema: pa.Schema | None, names: Sequence[str]) -> pa.Schema:
+    """Return the fields of some columns, each once, as far as there are such."""
+    fields = [] if schema is None else [schema.field(name) for name in dict.fromkeys(names) if name in schema.names]
+    return pa.schema(fields)
+
+
+def _raw_of_labels(chunks: Sequence[Chunk], *, schema: pa.Schema, scope: Scope) -> Iterator[pa.RecordBatch]:
+    for batch in read_batches(
+        [c.path for c in chunks], columns=schema.names, schema=schema, batch_bytes=scope.governor.batch_bytes
+    ):
         scope.governor.wait()
         yield batch
 

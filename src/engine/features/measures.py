@@ -202,14 +202,14 @@ def _comparable(array: pa.Array) -> npt.NDArray[Any]:
     """Return values as int64 where that holds them, else as the nearest float64; null is 0."""
     of = array.type
     if pa.types.is_decimal(of):
-        return _nearest(array)
+        return nearest(array)
     whole = pa.types.is_boolean(of) or pa.types.is_null(of) or (pa.types.is_integer(of) and not pa.types.is_uint64(of))
     wide = array.cast(pa.int64() if whole else pa.float64(), safe=False)
     values: npt.NDArray[Any] = pc.fill_null(wide, 0).to_numpy(zero_copy_only=False)
     return values
 
 
-def _nearest(array: pa.Array) -> Floats:
+def nearest(array: pa.Array) -> Floats:
     """Return decimals as the nearest float64; Arrow's own cast misses that for a third of them. Null is 0."""
     scale, (low, high) = array.type.scale, _unscaled(array)
     whole = low.view(np.int64)

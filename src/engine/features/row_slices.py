@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _NEAR = 4
-_FIRST_MOMENT = -62_135_596_800_000_000  # of the year 1, in microseconds since 1970
+_FIRST_MOMENT, _LAST_MOMENT = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
 
 
 def raw_chunks(context: ChildContext, task: Task) -> tuple[pa.Schema, list[Chunk]]:
@@ -73,11 +73,9 @@ def transformed(
     if spec.features.transform is None:
         return rows.columns(wanted)
     row_bytes, batch_bytes = rows.table.nbytes / max(1, rows.table.num_rows), scope.governor.batch_bytes()
-    pieces = []
-    for piece in rows.in_order(search_rows(spec, batch_bytes, row_bytes=row_bytes), most_bytes=batch_bytes):
-        out = transform(piece)
-        pieces.append(out.select([name for name in wanted if name in out.column_names]))
-    return pa.concat_tables(pieces)
+    count = search_rows(spec, batch_bytes, row_bytes=row_bytes)
+    pieces = rows.in_order(count, most_bytes=batch_bytes) if rows.num_rows else iter([rows.table])
+    return pa.concat_tables(transform(piece).select(wanted) for piece in pieces)
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def newest_rows(
     schema: pa.Schema,
     spec: PipelineSpec,
     *,
-    span: tuple[datetime, datetime],
+    span: tuple[datetime | None, datetime | None],
     scope: Scope,
 ) -> NewestRows:
     """Read a span's rows from chunks of ``raw``."""
@@ -263,6 +261,8 @@ def prepared_rows(
     return pa.table(columns)
 
 
-def time_of(value: int) -> datetime:
-    """Return microseconds since 1970 as a time in UTC, of what lies before the year 1 its begin."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=max(value, _FIRST_MOMENT))
+def time_of(value: int) -> datetime | None:
+    """Return microseconds since 1970 as a time in UTC; None before the year 1 and after 9999, where no row lies."""
+    if not _FIRST_MOMENT <= value <= _LAST_MOMENT:
+        return None
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=value)

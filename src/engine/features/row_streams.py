@@ -10,8 +10,9 @@ import base64
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from engine.batching.row_order import in_order
 from engine.batching.streams import mean_row_bytes, read_weighed, said_largest_row
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
-from engine.features.transform import LazyTransform, load_transform
+from engine.features.transform import LazyTransform, transform_of
 from engine.layout import BASELINE, EVENT_TIME, KEY, bounds_of, chunk_writer, prepared_table
 from engine.memory.scope import Scope
 from engine.refs import ChunkRef, Task, TaskResult, to_json
@@ -59,7 +60,7 @@ def run_stream(task: Task, scope: Scope) -> TaskResult:
     spec, workspace = context.spec, context.workspace
     prepared = prepared_table(workspace, spec.feature_set)
     prepared.path.mkdir(parents=True, exist_ok=True)
-    transform = LazyTransform(spec.features.transform, directory=context.directory)
+    transform = LazyTransform(spec, directory=context.directory, types=task.inputs.get("row_types"))
     schema, raw = raw_chunks(context, task)
     head = _head(raw, schema, spec, spans=task.inputs["spans"])
     if head is not None:
@@ -105,7 +106,7 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
     context = ChildContext.of(scope.context)
     spec = context.spec
     prepared = prepared_table(context.workspace, spec.feature_set)
-    transform = load_transform(spec.features.transform, directory=context.directory)
+    transform = transform_of(spec, directory=context.directory, types=task.inputs.get("row_types"))
     schema, raw = raw_chunks(context, task)
     total, rows_in, batches = sum(rows for _, _, rows in task.inputs["spans"]), 0, 0
     chunks: list[ChunkRef] = []
@@ -185,7 +186,7 @@ def _stream(
     task: Task,
     transform: LazyTransform,
     spec: PipelineSpec,
-    span: tuple[Any, Any, int],
+    span: tuple[datetime | None, datetime | None, int],
     final: Path,
 ) -> ChunkRef | str:
     """Write a span's rows to a chunk, or return why they are left: no order, or no types for Polars to stream."""
@@ -203,7 +204,10 @@ def _stream(
     frame = pl.scan_parquet([chunk.path for chunk in ordered]).select(schema.names)
     if frame.collect_schema()[spec.event_time] != pl.Datetime("us", "UTC"):
         return f"not streamed: {spec.event_time} is not in microseconds"
-    frame = frame.filter((pl.col(spec.event_time) >= low) & (pl.col(spec.event_time) < high))
+    if low is not None:
+        frame = frame.filter(pl.col(spec.event_time) >= low)
+    if high is not None:
+        frame = frame.filter(pl.col(spec.event_time) < high)
     selected = _selected(transform(frame), spec)
     if selected is None:
         return "not streamed: columns are of types that need a cast"

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ import pyarrow as pa
 from engine.batching.frames import to_arrow
 from engine.errors import SpecError
 from engine.refs import content_hash
+from engine.spec import PipelineSpec
+from engine.usercode import TRANSFORM, own_file, transform_code
 
 if TYPE_CHECKING:
     import polars as pl
@@ -28,7 +30,36 @@ if TYPE_CHECKING:
 _SAMPLE_ROWS = 1_000
 
 
-def load_transform(reference: str | None, *, directory: Path) -> Callable[[pa.Table], pa.Table]:
+def transform_of(
+    spec: PipelineSpec, *, directory: Path, types: Mapping[str, str] | None = None
+) -> Callable[[pa.Table], pa.Table]:
+    """Return a pipeline's transform as a function on batches, as ``load_transform`` does.
+
+    Parameters
+    ----------
+    types
+        As a slice was planned with, of ``preparing.retyped``: they have the hash of its code.
+
+    Raises
+    ------
+    SpecError
+        As of ``load_transform``; also where it changes a column by which rows are told apart or ordered, and where its
+        code is another than planned.
+    """
+    reference = spec.features.transform
+    planned = (types or {}).get(TRANSFORM)
+    if planned is not None and transform_code(reference, directory=Path(directory)) != planned:
+        raise SpecError(
+            f"features.transform: the code of {reference} was changed while this run was going on",
+            hint="run again: all rows are prepared anew by the new code then",
+        )
+    keeps = (spec.source.key, spec.event_time, spec.source.cursor)
+    return load_transform(reference, directory=directory, keeps=keeps)
+
+
+def load_transform(
+    reference: str | None, *, directory: Path, keeps: Sequence[str] = ()
+) -> Callable[[pa.Table], pa.Table]:
     """Return the transform as a function on batches; without a reference, one that returns the batch.
 
     Parameters
@@ -37,12 +68,15 @@ def load_transform(reference: str | None, *, directory: Path) -> Callable[[pa.Ta
         ``module:function``.
     directory
         Where the module's file lies (the pipeline file's directory); an installed module is found too.
+    keeps
+        Columns that it must leave as they are.
 
     Raises
     ------
     SpecError
         The module or the function is not there, or the module fails on import. The function that is returned raises it
-        when the transform fails, or is not row-wise: drops, adds or mixes rows, or drops a column that it was given.
+        when the transform fails, or is not row-wise: drops, adds or mixes rows, or drops a column that it was given, or
+        changes one that it must keep.
     """
     if reference is None:
         return _unchanged
@@ -55,7 +89,7 @@ def load_transform(reference: str | None, *, directory: Path) -> Callable[[pa.Ta
             f"features.transform: module {module_name!r} has no function {function_name!r}",
             hint=_nearest(function_name, names) or f"define {function_name}(rows: pl.LazyFrame) -> pl.LazyFrame in it",
         )
-    return _Transform(reference, function)
+    return _Transform(reference, function, keeps)
 
 
 class LazyTransform:
@@ -63,12 +97,12 @@ class LazyTransform:
 
     Parameters
     ----------
-    reference, directory
-        As of ``load_transform``, with the errors that it raises.
+    spec, directory, types
+        As of ``transform_of``, with the errors that it raises.
     """
 
-    def __init__(self, reference: str | None, *, directory: Path) -> None:
-        self._checked = load_transform(reference, directory=directory)
+    def __init__(self, spec: PipelineSpec, *, directory: Path, types: Mapping[str, str] | None = None) -> None:
+        self._checked = transform_of(spec, directory=directory, types=types)
 
     def check(self, rows: pa.Table) -> None:
         """Apply it to some rows, and raise SpecError where it breaks its contract."""
@@ -84,9 +118,10 @@ class LazyTransform:
 class _Transform:
     """The function with its checks; the costly one is made on the first batch with two rows or more."""
 
-    def __init__(self, reference: str, function: Callable[[pl.LazyFrame], object]) -> None:
+    def __init__(self, reference: str, function: Callable[[pl.LazyFrame], object], keeps: Sequence[str]) -> None:
         self._reference = reference
         self.function = function
+        self._keeps = keeps
         self._checked = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -102,6 +137,12 @@ class _Transform:
         lost = [name for name in given.columns if name not in out.columns]
         if lost:
             raise self._error(f"dropped the columns {', '.join(lost)}", "add columns with rows.with_columns(...)")
+        changed = [name for name in self._keeps if name in out.columns and not out[name].equals(given[name])]
+        if changed:
+            raise self._error(
+                f"changed {', '.join(changed)}, by which rows are told apart and ordered",
+                "write what it makes of it to a column of another name",
+            )
         if not self._checked and given.height > 1:
             self._check_row_wise(given, out)
             self._checked = True
@@ -149,7 +190,7 @@ def _unchanged(rows: pa.Table) -> pa.Table:
 
 
 def _load(name: str, *, directory: Path) -> ModuleType:
-    path = directory.joinpath(*name.split(".")).with_suffix(".py")
+    path = own_file(name, directory=directory)
     try:
         with _searched(directory):
             return _from_file(name, path) if path.is_file() else importlib.import_module(name)

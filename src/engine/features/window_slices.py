@@ -18,10 +18,10 @@ from engine import events
 from engine.batching.atomic import sync_files
 from engine.batching.tables import chunk_prefix
 from engine.features.open_windows import OpenWindow
-from engine.features.row_slices import NewestRows, newest_rows, prepared_rows, raw_chunks, time_of, transformed
+from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, time_of, transformed
 from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
 from engine.features.segments import SegmentRef
-from engine.features.transform import load_transform
+from engine.features.transform import transform_of
 from engine.features.window_plans import search_threads, segment_plans
 from engine.features.windows import WindowReader
 from engine.layout import chunk_writer, prepared_table
@@ -56,10 +56,11 @@ def tier_keys(rows: int) -> int:
 class _Gathered:
     """A span, ready to be searched."""
 
-    rows: NewestRows
+    rows: pa.Table  # the newest versions in order, as the transform has them
     built: BuiltSegments
-    in_order: Mapping[tuple[str, ...], SortedSegment]  # its rows by windows' keys, as far as that is known
-    first: OpenWindow | None  # of its windows
+    first: OpenWindow  # of its windows
+    rows_in: int
+    batches: int
 
 
 class _Spans:
@@ -74,7 +75,7 @@ class _Spans:
         self._scope, self._spec, self._n = scope, spec, int(task.inputs["n"])
         self._spans: Sequence[Sequence[int]] = task.inputs["spans"]
         self._first = int(task.inputs["first"])
-        self._transform = load_transform(spec.features.transform, directory=context.directory)
+        self._transform = transform_of(spec, directory=context.directory, types=task.inputs.get("row_types"))
         self._schema, self._raw = raw_chunks(context, task)
         self._readers = _readers(
             spec,
@@ -144,10 +145,12 @@ class _Spans:
         spec = self._spec
         low, high = (time_of(value) for value in self._spans[number][:2])
         mine = [chunk for chunk in self._raw if chunk.may_hold(spec.event_time, low, high)]
-        rows = newest_rows(mine, self._schema, spec, span=(low, high), scope=self._scope)
-        of_plans = (name for plan in self._plans for name in (*plan.keys, *plan.measures, *plan.distinct))
+        newest = newest_rows(mine, self._schema, spec, span=(low, high), scope=self._scope)
+        rows_in, batches = newest.rows_in, newest.batches
+        rows = transformed(newest, self._transform, spec, self._scope)
+        del newest
         built = build_segments(
-            rows.columns(list(dict.fromkeys([spec.event_time, *of_plans]))) if self._plans else rows.table,
+            rows,
             plans=self._plans,
             time=spec.event_time,
             root=self._root,
@@ -155,16 +158,13 @@ class _Spans:
             readers={keys: reader for (over, keys), reader in self._readers.items() if over == "events"},
         )
         self._syncing.append(self._disk.submit(sync_files, [self._root / ref.path for ref in built.refs]))
-        if spec.features.transform is not None:  # it may change what a key is
-            return _Gathered(rows, built, {}, None)
-        return _Gathered(rows, built, built.in_order, self._first_window(rows, built.in_order))
+        return _Gathered(rows, built, self._first_window(rows, built.in_order), rows_in, batches)
 
-    def _first_window(self, rows: NewestRows, in_order: Mapping[tuple[str, ...], SortedSegment]) -> OpenWindow:
+    def _first_window(self, rows: pa.Table, in_order: Mapping[tuple[str, ...], SortedSegment]) -> OpenWindow:
         spec, window = self._spec, self._spec.features.windows[0]
-        names = [*window.keys, spec.event_time, *([] if window.column is None else [window.column])]
         known = in_order.get(window.keys)
         return self._readers[window.over, window.keys].open(
-            rows.columns(list(dict.fromkeys(names))),
+            rows,
             keys=window.keys,
             time=spec.event_time,
             window=window,
@@ -175,17 +175,16 @@ class _Spans:
 
     def _search(self, number: int, span: _Gathered) -> pa.Table | None:
         """Return a span's prepared rows, None where it has none."""
-        self._rows_in, self._batches = self._rows_in + span.rows.rows_in, self._batches + span.rows.batches
+        self._rows_in, self._batches = self._rows_in + span.rows_in, self._batches + span.batches
         if not span.rows.num_rows:
             return None
         self._segments[self._prefix(number)] = [to_json(ref) for ref in span.built.refs]
-        rows = transformed(span.rows, self._transform, self._spec, self._scope)
         threads = self._scope.budget.threads
         return prepared_rows(
-            rows,
+            span.rows,
             self._spec,
             self._readers,
-            span.in_order,
+            span.built.in_order,
             span.first,
             self._scope.governor.part_done,
             threads if number + 1 == len(self._spans) else search_threads(threads),

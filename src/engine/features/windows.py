@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from engine.features.keys import SortedKeys, key_table, sort_keys
+from engine.features.measures import nearest
 from engine.features.open_windows import OpenWindow
 from engine.features.segments import Segment, SegmentRef, open_segment, read_times
 from engine.features.tiers import Tiers
@@ -230,6 +231,8 @@ def _own_values(rows: pa.Table, window: WindowSpec) -> pa.Array:
     """Return the rows' own values of the window's column, float64."""
     column = rows.column(window.column)
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], type=column.type)
+    if pa.types.is_decimal(array.type):
+        return pa.array(nearest(array), mask=array.is_null().to_numpy(zero_copy_only=False))
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
     return array.cast(pa.float64(), safe=False)  # an integer beyond 2**53 is rounded

@@ -32,6 +32,7 @@ class ChampionFacts:
     labels: int  # label records at its training
     feature_set: str  # hash of the features that it reads
     learner: str = ""  # hash of its learner's section
+    code: str | None = None  # hash of the code of its transform; None where nobody wrote it down
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def should_retrain(
     drift: Mapping[str, float | None],
     feature_set: str,
     learner: str = "",
+    code: str = "",
 ) -> Decision:
     """Return whether to train again. A limit that is just reached holds.
 
@@ -77,8 +79,8 @@ def should_retrain(
         Rows and label records of the tables now; the champion's are subtracted.
     drift
         Population stability index by feature since the champion's training; None where undefined.
-    feature_set, learner
-        Hashes of the pipeline file's features and learner now.
+    feature_set, learner, code
+        Hashes of the pipeline file's features and learner, and of the code of the transform, now.
 
     Notes
     -----
@@ -101,12 +103,13 @@ def should_retrain(
         changed = [
             what
             for what, before, after in (
-                ("features", champion.feature_set, feature_set),
-                ("learner", champion.learner, learner),
+                ("the pipeline file's features", champion.feature_set, feature_set),
+                ("the pipeline file's learner", champion.learner, learner),
+                ("the transform's code", champion.code, code),
             )
-            if before != after
+            if before not in (after, None)
         ]
-        text = f"the pipeline file's {' and '.join(changed)} changed" if changed else "features and learner unchanged"
+        text = f"{' and '.join(changed)} changed" if changed else "features and learner unchanged"
         checks.append((bool(changed), text))
     reasons = tuple(text for holds, text in checks if holds)
     if reasons:

@@ -18,8 +18,8 @@ from engine.features.label_slices import waiting_path
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_table
 from engine.memory.projection import Projection
 from engine.preparing.retyped import Types, labels_are_retyped, of_labels
-from engine.preparing.state import State
-from engine.preparing.windowed_rows import changed_by_labels
+from engine.preparing.state import Live, State
+from engine.preparing.windowed_rows import live
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.stage import Outcome, Plan, StageContext
 
@@ -134,18 +134,16 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
         "pending_rows": sum(file["rows"] - file["first"] for file in waiting.values()),
         "label_types": given.get("label_types", {}),
         "label_segments": result.outputs["segments"],
-        "again": _with(state.record.get("again"), context, result.outputs["waited"]),
+        "again": [*state.record.get("again", []), *_prepared(live(prepared), result.outputs["seen_by"])],
         "event_segments": {},
     }
     outputs = {"kind": "labels", "labels": result.rows_out, "labels_waiting": record["pending_rows"]}
     return Outcome(outputs=outputs, record=record, publish=publish)
 
 
-def _with(before: list[int] | None, context: StageContext, waited: list[int] | None) -> list[int]:
-    """Return the event times of rows to prepare again: the row of a record came late, and others have not seen it."""
-    span = [] if waited is None else changed_by_labels(context.spec, *waited)
-    both = [one for one in (before, span) if one]
-    return [min(low for low, _ in both), max(high for _, high in both)] if both else []
+def _prepared(spans: Live, stretches: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the stretches of event time of which rows were prepared: before records came that their windows hold."""
+    return [[low, high] for low, high in stretches if any(span.overlaps(low, high) for span, _ in spans)]
 
 
 def _waiting(context: StageContext, state: State) -> dict[str, dict[str, int]]:

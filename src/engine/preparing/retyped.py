@@ -1,7 +1,7 @@
-"""What becomes of a feature set when columns that it is made of have another type: extraction rewrote ``raw``, and all
-rows are prepared anew, in one commit, as a full computation would.
+"""What becomes of a feature set when columns that it is made of have another type, since extraction rewrote ``raw``, or
+when the code of its transform was changed: all rows are prepared anew, in one commit, as a full computation would.
 
-Each commit records the types that its rows, and its label records, were made of.
+Each commit records the types, and the code, that its rows and its label records were made by.
 """
 
 from __future__ import annotations
@@ -16,27 +16,33 @@ from engine.layout import EVENT_TIME, label_events_table, prepared_table
 from engine.preparing.state import State
 from engine.spec import PipelineSpec
 from engine.stage import Outcome, Plan, StageContext
+from engine.usercode import TRANSFORM, transform_code
 
 Types = Mapping[str, str]
-"""By column of ``raw``."""
+"""By column of ``raw``; ``TRANSFORM`` has the hash of the transform's code."""
 
 
 def types_now(context: StageContext) -> Types:
-    """Return the types of the columns that rows are made of; for a transform, of all that it may look at."""
+    """Return the types of the columns that rows are made of: of all that a transform may look at, with its code."""
     spec, schema = context.spec, context.workspace.table("raw").schema()
     if schema is None:
         return {}
-    wanted = _used(spec) if spec.features.transform is None else {*schema.names} - {*spec.after_columns}
-    return {field.name: str(plain_type(field.type)) for field in schema if field.name in wanted}
+    reference = spec.features.transform
+    wanted = _used(spec) if reference is None else {*schema.names} - {*spec.after_columns}
+    types = {field.name: str(plain_type(field.type)) for field in schema if field.name in wanted}
+    if reference is not None:
+        types[TRANSFORM] = transform_code(reference, directory=context.directory)
+    return types
 
 
 def of_labels(spec: PipelineSpec, types: Types) -> Types:
-    """Return those of the columns that label records take from their rows: its key, and keys of windows."""
-    names = {
-        spec.source.key,
-        *(key for window in spec.features.windows if window.over == "labels" for key in window.keys),
-    }
-    return {name: kind for name, kind in types.items() if name in names}
+    """Return those of the columns that label records take from their rows: its key, and keys of windows, or all that a
+    transform may make these of.
+    """
+    keys = {key for window in spec.features.windows if window.over == "labels" for key in window.keys}
+    if keys and spec.features.transform is not None:
+        return types
+    return {name: kind for name, kind in types.items() if name in {spec.source.key, *keys}}
 
 
 def rows_are_retyped(context: StageContext, state: State, now: Types) -> bool:

@@ -86,6 +86,7 @@ def tasks(
         "n": plan.n,
         "spec": feature_set,
         "code": context.spec_hash(),
+        "row_types": bounds.get("row_types", {}),
         "imports": ["polars"],
     }
     if bounds["in_order"] and not done:

@@ -43,19 +43,6 @@ def reach(spec: PipelineSpec) -> int:
     return microseconds(max(longest)) if longest else 0
 
 
-def changed_by_labels(spec: PipelineSpec, first: int, last: int) -> list[int]:
-    """Return the event times of rows whose windows over labels may hold a record that became known from first to last.
-
-    Half-open, in microseconds; empty where no window is over labels.
-    """
-    windows = [window for window in spec.features.windows if window.over == "labels"]
-    if not windows:
-        return []
-    gaps = [microseconds(spec.features.gap_of(window)) for window in windows]
-    ends = [gap + microseconds(max(window.lengths)) for gap, window in zip(gaps, windows, strict=True)]
-    return [first + min(gaps), last + max(ends) + 1]
-
-
 def live(prepared: Table) -> Live:
     """Return the spans that are prepared now, with their chunks, which are replaced together."""
     extents: dict[str, tuple[Span, list[str]]] = {}

@@ -18,6 +18,7 @@ from engine.sources.leaks import check_leaks
 from engine.sources.opening import open_source
 from engine.sources.protocol import Source
 from engine.spec import PipelineSpec
+from engine.usercode import own_file
 
 __all__ = ["Finding", "check_leaks", "check_pipeline", "check_schema", "open_feed", "open_labels", "open_rows"]
 
@@ -199,7 +200,7 @@ def _transform_findings(spec: PipelineSpec, directory: Path) -> Iterator[Finding
     if spec.features.transform is None:
         return
     module = spec.features.transform.partition(":")[0]
-    file = directory.joinpath(*module.split(".")).with_suffix(".py")
+    file = own_file(module, directory=directory)
     # Only the first part: looking for a module in a package imports the package.
     if not file.is_file() and importlib.util.find_spec(module.partition(".")[0]) is None:
         yield Finding(

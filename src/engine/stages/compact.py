@@ -73,6 +73,11 @@ class CompactStage:
     least: int = DUE
     name: str = "compact"
 
+    @property
+    def _least(self) -> int:
+        """How many chunks have to go: of ``runs`` more than the one that a compaction adds."""
+        return max(self.least, 2) if self.table == "runs" else self.least
+
     def app(self, context: StageContext) -> str:
         """Return an application id of its own: those of the writers stay as they are."""
         del context
@@ -84,21 +89,21 @@ class CompactStage:
 
     def is_due(self, context: StageContext) -> bool:
         """Return whether there is anything to do: enough to merge, or a compaction that was cut off."""
-        if len(self.primary(context).chunks()) <= self.least:  # nearly always: the table was opened once
+        if len(self.primary(context).chunks()) <= self._least:  # nearly always: the table was opened once
             return False
         return pending_plan(context.workspace, self.app(context)) is not None or self.next_plan(context) is not None
 
     def next_plan(self, context: StageContext) -> Mapping[str, Any] | None:
         """Return which chunks become one, for about a thousand of them."""
         chunks = self.primary(context).chunks()
-        if len(chunks) <= self.least or _is_written(context.workspace, self.table):
+        if len(chunks) <= self._least or _is_written(context.workspace, self.table):
             return None
         pins = _pins(context.workspace, self.table)
         limits, schema = MergeLimits(), self.primary(context).schema()
         if schema is not None:
             limits = dataclasses.replace(limits, most_rows=min(limits.most_rows, most_chunk_rows(schema)))
         found = find_merges(chunks, pins=pins, limits=limits)
-        if sum(len(merge.chunks) - 1 for merge in found) < self.least:
+        if sum(len(merge.chunks) - 1 for merge in found) < self._least:
             return None
         sizes = itertools.accumulate(len(merge.chunks) for merge in found)
         taken = [merge for merge, size in zip(found, sizes, strict=True) if size <= _MOST_CHUNKS] or found[:1]

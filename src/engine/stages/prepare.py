@@ -128,7 +128,7 @@ def _next_spans(context: StageContext, state: State, raw_n: int, types: Types) -
             live=[] if anew else [span for span, _ in live],
             rows_per_span=rows.span_rows(context, row_bytes),
             reach=rows.reach(context.spec),
-            again=[(again[0], again[1])] if again else (),
+            again=[(low, high) for low, high in again],
         )
         todo = [[span.low, span.high, span.rows] for span in spans]
         target = raw_n

@@ -36,6 +36,7 @@ from engine.training.footprints import (
     span_rows,
 )
 from engine.units import format_time
+from engine.usercode import transform_code
 
 _CACHE = "the training cache"
 
@@ -116,6 +117,7 @@ class TrainStage:
             "raw_rows": context.workspace.table("raw").rows(),
             "label_rows": context.workspace.table("labels").rows(),
             "learner_hash": learner_hash(context.spec),
+            "transform_code": transform_code(context.spec.features.transform, directory=context.directory),
         }
 
         def publish() -> None:

@@ -13,6 +13,7 @@ from engine.learning.retrain import ChampionFacts, Decision, learner_hash, shoul
 from engine.ledger import Ledger, champion_of, last_trained, trained
 from engine.stage import StageContext
 from engine.units import parse_time
+from engine.usercode import transform_code
 
 
 def cutoff(context: StageContext) -> datetime:
@@ -46,6 +47,7 @@ def decide(context: StageContext, *, drift: Mapping[str, float | None]) -> Decis
             labels=int(details["label_rows"]),
             feature_set=details["feature_set"],
             learner=details["learner_hash"],
+            code=details.get("transform_code"),
         )
     return should_retrain(
         spec.triggers,
@@ -56,4 +58,5 @@ def decide(context: StageContext, *, drift: Mapping[str, float | None]) -> Decis
         drift=drift,
         feature_set=spec.feature_set,
         learner=learner_hash(spec),
+        code=transform_code(spec.features.transform, directory=context.directory),
     )

@@ -70,7 +70,9 @@ def test_worst_feature_decides_on_drift_and_unmeasured_ones_do_not():
 
 def test_changed_code_is_named_unless_switched_off():
     assert _ask({}, feature_set="g").reasons == ("the pipeline file's features changed",)
-    assert _ask({}, feature_set="g", learner="m").reasons == ("the pipeline file's features and learner changed",)
+    assert _ask({}, feature_set="g", learner="m").reasons == (
+        "the pipeline file's features and the pipeline file's learner changed",
+    )
     assert not _ask({"code": False}, feature_set="g").retrain
 
 
