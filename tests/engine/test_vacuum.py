@@ -146,14 +146,16 @@ def test_segments_go_with_the_chunks_that_they_belong_to(shop: Shop) -> None:
     for n in (1, 2):
         _commit_prepared(shop, n, remove=[])
     _commit_prepared(shop, 3, remove=[table.chunks()[0].name])
-    segments = {n: _file(workspace.segments / feature_set / f"events-{n:08d}-0-0.arrow") for n in (1, 2, 3, 4)}
+    segments = {n: _file(workspace.segments / feature_set / f"events-{n:08d}-0000-0-0.arrow") for n in (1, 2, 3, 4)}
+    span = _file(workspace.segments / feature_set / "events-00000002-0001-0-0.arrow")  # another of the same commit
     other = _file(workspace.segments / feature_set / "labels-00000002-0-0.arrow")  # its label events are gone
     waiting = [_file(workspace.root / "pending" / feature_set / f"{n:08d}-labels-0000.parquet") for n in (1, 2)]
     rows = _file(workspace.root / "slices" / feature_set / "00000002.arrow")
     _age(workspace.root)
-    assert _vacuum(shop, DAY).freed["segments"].files == 1  # the chunk of 1 left just now and is kept for a day
+    assert _vacuum(shop, DAY).freed["segments"].files == 2  # the chunk of 1 left just now and is kept for a day
     assert {n: path.exists() for n, path in segments.items()} == dict.fromkeys(segments, True)
     assert not other.exists()
+    assert not span.exists()
     assert [path.exists() for path in (*waiting, rows)] == [False, True, False]
     dry = _vacuum(shop, timedelta(0), dry_run=True)
     report = _vacuum(shop, timedelta(0))
@@ -164,7 +166,7 @@ def test_segments_go_with_the_chunks_that_they_belong_to(shop: Shop) -> None:
 def _commit_prepared(shop: Shop, n: int, *, remove: list[str]) -> None:
     workspace, feature_set = shop.workspace, shop.spec.feature_set
     table, app = workspace.table(f"prepared/{feature_set}"), f"prepare:{feature_set}"
-    with ChunkWriter(table.path, prefix=chunk_prefix(n, "rows"), schema=SCHEMA) as writer:
+    with ChunkWriter(table.path, prefix=chunk_prefix(n, "rows.0000"), schema=SCHEMA) as writer:
         writer.write(pa.RecordBatch.from_pylist([{"id": n}], schema=SCHEMA))
     workspace.journal.write_commit(app, n, {"pending": ["00000002-labels-0000.parquet"]})
     table.commit(app=app, n=n, schema=SCHEMA, add=writer.chunks, remove=remove)

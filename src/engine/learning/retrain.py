@@ -103,12 +103,14 @@ def should_retrain(
         changed = [
             what
             for what, before, after in (
-                ("the pipeline file's features", champion.feature_set, feature_set),
-                ("the pipeline file's learner", champion.learner, learner),
-                ("the transform's code", champion.code, code),
+                ("features", champion.feature_set, feature_set),
+                ("learner", champion.learner, learner),
             )
-            if before not in (after, None)
+            if before != after
         ]
+        changed = [f"the pipeline file's {' and '.join(changed)}"] if changed else []
+        if champion.code not in (code, None):
+            changed.append("the code of its transform")
         text = f"{' and '.join(changed)} changed" if changed else "features and learner unchanged"
         checks.append((bool(changed), text))
     reasons = tuple(text for holds, text in checks if holds)

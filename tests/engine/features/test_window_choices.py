@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,15 @@ def test_a_ratio_has_no_value_where_there_is_none_or_the_mean_is_zero(
         _table(rows[-1:]), keys=("a", "b"), time="at", window=window, gap=timedelta(0)
     )
     assert next(value for name, value in found.items() if name.endswith("_ratio")).to_pylist() == [ratio]
+
+
+def test_a_ratio_of_decimals_is_of_the_nearest_float_however_many_zeros_are_written(tmp_path: Path) -> None:
+    """Arrow's own cast of 0.0110 is 0.011000000000000001."""
+    row: Row = ("a", 1, 5, None)
+    reader = _reader([("a", 1, 1, 1.0)], [0], tmp_path)
+    rows = _table([row]).set_column(3, "x", pa.array([Decimal("0.0110")], pa.decimal128(18, 4)))
+    found = reader.compute(rows, keys=("a", "b"), time="at", window=_window(), gap=timedelta(0))
+    assert next(value for name, value in found.items() if name.endswith("_ratio")).to_pylist() == [0.011]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -70,10 +71,15 @@ def test_worst_feature_decides_on_drift_and_unmeasured_ones_do_not():
 
 def test_changed_code_is_named_unless_switched_off():
     assert _ask({}, feature_set="g").reasons == ("the pipeline file's features changed",)
-    assert _ask({}, feature_set="g", learner="m").reasons == (
-        "the pipeline file's features and the pipeline file's learner changed",
-    )
+    assert _ask({}, feature_set="g", learner="m").reasons == ("the pipeline file's features and learner changed",)
     assert not _ask({"code": False}, feature_set="g").retrain
+    assert not _ask({}, code="new").retrain  # of a champion from before it was written down
+    known = dataclasses.replace(CHAMPION, code="old")
+    assert not _ask({}, champion=known, code="old").retrain
+    assert _ask({}, champion=known, code="new").reasons == ("the code of its transform changed",)
+    assert _ask({}, champion=known, code="new", learner="m").reasons == (
+        "the pipeline file's learner and the code of its transform changed",
+    )
 
 
 def test_every_trigger_that_holds_is_a_reason_and_else_every_one_says_why_not():

@@ -175,3 +175,9 @@ def test_the_last_reports_are_the_same_after_runs_is_compacted(shop: Shop) -> No
     assert {name: [to_json(r) for r in of] for name, of in after.items()} == {
         name: [to_json(r) for r in of] for name, of in before.items()
     }
+
+
+def test_compactions_of_runs_come_to_an_end_though_each_adds_a_row(shop: Shop) -> None:
+    for n in range(1, 5):
+        commit_slice(shop.workspace, n, runs=True)
+    assert [_compact(shop, "runs", least=1) for _ in range(2)] == [1, 0]

@@ -25,7 +25,7 @@ from engine.stage import StageContext, run_stage
 from engine.stages.compact import CompactStage
 from engine.stages.extract import ExtractStage
 from engine.stages.prepare import PrepareStage
-from tests.shop import Shop
+from tests.shop import Shop, at
 from tests.stopped import stop
 from tests.world import FEBRUARY, MARCH, World, copy_world
 
@@ -339,3 +339,60 @@ def test_a_label_whose_row_comes_late_is_seen_by_the_rows_that_were_there(tmp_pa
     assert prepared(shop, 801) == found | {800: (0, 0)}
     report = run_stage(PrepareStage(), shop.context(802))
     assert not report.slices
+
+
+def test_records_that_are_extracted_late_are_seen_by_the_rows_whose_windows_hold_them(tmp_path: Path) -> None:
+    windows = {"windows": [{"over": "labels", "keys": ["amount"], "lengths": ["30m"], "statistics": ["count", "rate"]}]}
+
+    def shop(name: str) -> Shop:
+        (tmp_path / name).mkdir()
+        return Shop(tmp_path / name, features=windows, labels={"lag": "1d"}).open()
+
+    def prepare(one: Shop, minute: float) -> StageReport:
+        one.extract(minute)
+        one.extract(minute, "labels")
+        return run_stage(PrepareStage(), one.context(minute))
+
+    def judge(one: Shop, orders: Sequence[int]) -> None:
+        values = [(order, order % 20 == 0, f"{at(order + 2):%Y-%m-%d %H:%M:%S}") for order in orders]
+        one.sql("INSERT INTO verdicts VALUES (?, ?, ?)", values=values)
+
+    def prepared(one: Shop) -> list[dict[str, Any]]:
+        return sorted(one.rows(f"prepared/{one.spec.feature_set}"), key=lambda row: row["key"])
+
+    world, whole = shop("world"), shop("whole")
+    late = [100, 110, 120]
+    for first in range(10, 210, 50):  # a commit, and so a span, for each
+        keys = range(first, first + 50, 10)
+        world.order(*((key, key // 10 % 2, key) for key in keys))
+        judge(world, [key for key in keys if key not in late])
+        prepare(world, first + 45)
+    judge(world, late)  # the tool was down
+    before = prepared(world)
+    again = prepare(world, 260)
+    assert [row["key"] for row, old in zip(prepared(world), before, strict=True) if row != old] == [120, 130, 140]
+    assert again.rows_out == len(late) + 5, "only the span of 110 to 150 holds such rows"
+    assert prepare(world, 270).rows_out == 0
+    keys = range(10, 210, 10)
+    whole.order(*((key, key // 10 % 2, key) for key in keys))
+    judge(whole, keys)
+    prepare(whole, 260)
+    assert prepared(world) == prepared(whole)
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_the_last_moment_that_there_is_can_be_prepared(tmp_path: Path, windows: bool) -> None:
+    over = [
+        {"over": "events", "keys": ["amount"], "lengths": ["2d"], "statistics": ["count"]},
+        {"over": "labels", "keys": ["amount"], "lengths": ["2d"], "statistics": ["count"]},
+    ]
+    features = {"numeric": ["amount"], "windows": over if windows else []}
+    shop = Shop(tmp_path, features=features, labels={"delay": "1d"}).open()
+    moments = ["0001-01-01 00:00:00.000000", "2026-01-01 00:00:00.000000", "9999-12-31 23:59:59.999999"]
+    rows = [(key, 1, moment, "2026-01-01 00:00:00") for key, moment in enumerate(moments)]
+    shop.sql("INSERT INTO orders VALUES (?, ?, ?, ?)", values=rows)
+    shop.sql("INSERT INTO verdicts VALUES (?, ?, ?)", values=[(key, 1, "2026-01-01 00:00:00") for key in range(3)])
+    shop.extract(10)
+    shop.extract(10, "labels")
+    run_stage(PrepareStage(), shop.context(10))
+    assert sorted(row["key"] for row in shop.rows(f"prepared/{shop.spec.feature_set}")) == [0, 1, 2]

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from engine import stage
 from engine.errors import SpecError
-from engine.refs import StageReport
-from engine.stage import run_stage
+from engine.memory.projection import Projection
+from engine.refs import StageReport, Task, TaskResult
+from engine.stage import StageContext, run_stage
 from engine.stages.prepare import PrepareStage
 from tests.shop import Shop, at
 
@@ -109,15 +111,15 @@ def test_code_that_changes_while_a_run_goes_on_is_an_error_that_says_so(
 ) -> None:
     shop = _shop(tmp_path / "made", transform=True)
     _add(shop, 1, 150)
-    planned = PrepareStage.next_plan
+    run = stage.run_task
 
-    def then_changed(self: PrepareStage, context: Any) -> Any:
-        bounds = planned(self, context)
-        _write_code(shop, factor=3)
-        return bounds
+    def changed(task: Task, context: StageContext, *, projection: Projection) -> TaskResult:
+        if task.stage == "prepare":
+            _write_code(shop, factor=3)
+        return run(task, context, projection=projection)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PrepareStage, "next_plan", then_changed)
+        patch.setattr(stage, "run_task", changed)
         with pytest.raises(SpecError, match="the code of own:made was changed while this run was going on"):
             _prepare(shop, 160)
     _add(shop, 150, LAST)
