@@ -18,6 +18,7 @@ from engine.batching.atomic import sync_files
 from engine.batching.streams import BatchBytes
 from engine.batching.tables import chunk_prefix
 from engine.features.label_events import join_labels, label_event_schema
+from engine.features.row_slices import require_columns
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
 from engine.features.transform import transform_of
 from engine.features.window_plans import length_of, segment_plans
@@ -45,9 +46,12 @@ def run(task: Task, scope: Scope) -> TaskResult:
     # Those that waited have no row among those that they were looked for in.
     sought = [(0, new), (int(task.inputs["raw_after_n"]), waited)]
     chunks = [] if schema is None else _chunks_of(raw, sought, key=spec.source.key, raw_n=int(task.inputs["raw_n"]))
-    columns = [spec.source.key, spec.source.cursor, spec.event_time, *keys]
+    columns, rows = [spec.source.key, spec.source.cursor, spec.event_time, *keys], schema
     if transform is not None and schema is not None:
         columns += [name for name in schema.names if name not in spec.after_columns]
+        rows = transform(_part_of(schema, columns).empty_table()).schema
+    if rows is not None:
+        require_columns(keys, rows)
     label_batches = _raw_of_labels(chunks, schema=_part_of(schema, columns), scope=scope)
     found, waiting = join_labels(
         labels,
@@ -60,8 +64,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
         transform=transform,
     )
     side = label_events_table(workspace, feature_set)
-    if found.num_columns == len(label_event_schema(pa.int64(), [])) and keys and schema is not None:
-        rows = schema if transform is None else transform(_part_of(schema, columns).empty_table()).schema
+    if found.num_columns == len(label_event_schema(pa.int64(), [])) and keys and rows is not None:
         found = label_event_schema(labels.schema.field("key").type, [rows.field(key) for key in keys]).empty_table()
     with chunk_writer(spec, side, prefix=chunk_prefix(n, "labels"), schema=found.schema) as written:
         for batch in found.to_batches(max_chunksize=SEGMENT_ROWS):

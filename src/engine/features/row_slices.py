@@ -21,6 +21,7 @@ from engine.batching.chunks import LARGE_ROW_BYTES
 from engine.batching.frames import to_arrow
 from engine.batching.row_order import in_order
 from engine.batching.streams import rows_for
+from engine.errors import SpecError
 from engine.features.keys import sort_keys
 from engine.features.open_windows import OpenWindow
 from engine.features.segment_sets import SortedSegment
@@ -71,11 +72,27 @@ def transformed(
     """Return a span's rows as the transform has them, batch by batch, with no more columns than are used."""
     wanted = _used(spec)
     if spec.features.transform is None:
+        require_columns(wanted, rows.table.schema)
         return rows.columns(wanted)
     row_bytes, batch_bytes = rows.table.nbytes / max(1, rows.table.num_rows), scope.governor.batch_bytes()
     count = search_rows(spec, batch_bytes, row_bytes=row_bytes)
     pieces = rows.in_order(count, most_bytes=batch_bytes) if rows.num_rows else iter([rows.table])
-    return pa.concat_tables(transform(piece).select(wanted) for piece in pieces)
+    out = []
+    for piece in pieces:
+        made = transform(piece)
+        require_columns(wanted, made.schema)
+        out.append(made.select(wanted))
+    return pa.concat_tables(out)
+
+
+def require_columns(names: Sequence[str], schema: pa.Schema) -> None:
+    """Raise SpecError where rows, as the transform has them, lack a column that the pipeline file names."""
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise SpecError(
+            f"features: there is no column {missing[0]!r}: neither the source nor the transform has it",
+            hint="headrace check names what is near; correct the pipeline file or the transform",
+        )
 
 
 @dataclass(frozen=True)

@@ -139,3 +139,13 @@ def test_what_tells_rows_apart_and_orders_them_is_not_changed(tmp_path: Path, na
     plain = dataclasses.replace(shop, features={"numeric": ["amount"], "transform": "own:made"})
     with pytest.raises(SpecError, match=f"changed {name}"):
         _prepare(plain, 30)
+
+
+@pytest.mark.parametrize("over", ["events", "labels"])
+def test_a_column_that_nobody_has_is_named(tmp_path: Path, over: str) -> None:
+    shop = _shop(tmp_path / "made", transform=True)
+    windows = [{"over": over, "keys": ["town"], "lengths": ["1h"], "statistics": ["count"]}]
+    _add(shop, 1, 20)
+    for features in ({"windows": windows}, {"windows": windows, "transform": "own:made"}):
+        with pytest.raises(SpecError, match="no column 'town': neither the source nor the transform has it"):
+            _prepare(dataclasses.replace(shop, features=features), 30)
