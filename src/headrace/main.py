@@ -178,6 +178,22 @@ def status(pipeline: Pipeline, as_json: Json = False) -> None:
 
 
 @app.command()
+def lookup(
+    pipeline: Pipeline,
+    row: Annotated[str | None, typer.Argument(help="A row as JSON, or - for JSON lines on standard input.")] = None,
+    key: Annotated[str | None, typer.Option(help="Instead of a row: the key of one that is extracted.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the features of one row as prepare would write them, and the champion's score; writes nothing."""
+    from headrace.lookup import looked_up
+
+    if (row is None) == (key is None):
+        raise typer.BadParameter("give a row, or --key", param_hint="ROW")
+    for found in looked_up(pipeline, row=row, key=key):
+        show.lookup(found, as_json=as_json)
+
+
+@app.command()
 def plan(pipeline: Pipeline, as_of: AsOf = None, memory: Memory = None, as_json: Json = False) -> None:
     """Show what each stage would take under the budget; runs nothing. Exit code 2 when it does not fit."""
     from engine.planning import plan as lay_out

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.errors import HeadraceError, from_json
@@ -97,6 +98,27 @@ def status(value: Mapping[str, Any], *, as_json: bool) -> None:
         stages.add_row(name, *figures, f"{one['seconds']:.1f}", one["as_of"])
     _OUT.print(stages)
     _OUT.print(f"workspace: {value['workspace']}", highlight=False)
+
+
+def lookup(value: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print one row's features; for programs in one line, before the next row is read."""
+    if as_json:
+        print(json.dumps(value, default=str), flush=True)
+        return
+    table = Table("feature", "value", box=None)
+    for name, feature in value["features"].items():
+        table.add_row(escape(name), "" if feature is None else escape(str(feature)))
+    _OUT.print(table)
+    verdict, through = value["champion"], value["prepared_through"]
+    if verdict is not None:
+        word = "an alert" if verdict["alert"] else "no alert"
+        _OUT.print(
+            f"champion v{verdict['version']}: score {verdict['score']:.6g}, {word} "
+            f"(from {verdict['threshold']:.6g} on)",
+            highlight=False,
+        )
+    labels = "" if through["labels"] is None else f", labels through {through['labels']}"
+    _OUT.print(f"prepared: rows through {through['rows']}{labels}", highlight=False)
 
 
 def plan(value: Mapping[str, Any], *, as_json: bool) -> None:

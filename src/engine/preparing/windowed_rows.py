@@ -6,17 +6,18 @@ Late rows, and all rows whose windows they change, are one slice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from engine.batching import Table
+from engine.batching import Chunk, Table
 from engine.batching.tables import chunk_n
 from engine.errors import HeadraceError
 from engine.features.footprints import project_windows, raw_row_bytes, windowed_rows_per_span
 from engine.features.row_slices import time_of
 from engine.features.segment_sets import SEGMENT_ROWS
 from engine.features.spans import Span
-from engine.layout import EVENT_TIME, label_events_table, prepared_table
+from engine.layout import EVENT_TIME, label_events_table, prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.preparing.state import Begun, Live, State, finish_rows, micros, replaced
 from engine.refs import Task, TaskResult
@@ -135,32 +136,55 @@ def _most_segments(spec: PipelineSpec, reached: Mapping[str, Sequence[Mapping[st
     return max((counted[over, keys] + (built if over == "events" else 0) for over, keys in asked), default=0)
 
 
+@dataclass(frozen=True)
+class LiveSegments:
+    """What is prepared of a feature set at one time, and where the segments of it are: windows are searched in them."""
+
+    context: StageContext
+    spans: Live
+    labels: Sequence[Chunk]  # of label events
+
+    @classmethod
+    def of(cls, context: StageContext) -> LiveSegments:
+        """Return what is prepared now of the context's feature set."""
+        feature_set, workspace = context.spec.feature_set, context.workspace
+        prepared = prepared_table(workspace, feature_set)
+        newest = prepared.transaction(prepared_app(feature_set))
+        return cls(context, live(prepared), label_events_table(workspace, feature_set).chunks(newest_n=newest))
+
+    @property
+    def back(self) -> int:
+        """How long before a row's time its windows begin at most, in microseconds."""
+        features = self.context.spec.features
+        return max((microseconds(features.gap_of(w) + max(w.lengths)) for w in features.windows), default=0)
+
+    def in_reach(self, low: int, high: int | None, *, replaced: Collection[str] = ()) -> dict[str, list[Any]]:
+        """Return, over events and labels, the segments that windows of rows in ``[low, high)`` may overlap, as JSON.
+
+        Microseconds since 1970; a high of None is unbounded. Left out are spans of which all chunks are replaced.
+        """
+        low, gone = low - self.back, set(replaced)
+        spans = [
+            _span_name(names[0])
+            for span, names in self.spans
+            if span.high > low and (high is None or span.low < high) and not gone.issuperset(names)
+        ]
+        known = time_of(low), None if high is None else time_of(high)
+        label_ns = {chunk.n for chunk in self.labels if chunk.may_hold("known_at", *known)}
+        app, journal = prepared_app(self.context.spec.feature_set), self.context.workspace.journal
+        records = {n: journal.commit(app, n) or {} for n in {chunk_n(name) for name in spans} | label_ns}
+        return {
+            "events": [ref for name in sorted(spans) for ref in _segments_of(records[chunk_n(name)], name)],
+            "labels": [ref for n in sorted(label_ns) for ref in records[n]["label_segments"]],
+        }
+
+
 def _segments_in_reach(context: StageContext, plan: Plan) -> dict[str, list[Any]]:
     """Return, over events and labels, the segments that windows of the plan's spans may overlap; not its own."""
-    feature_set, workspace = context.spec.feature_set, context.workspace
     low, high = plan.bounds["span"]
-    windows = context.spec.features.windows
-    back = max((microseconds(context.spec.features.gap_of(w) + max(w.lengths)) for w in windows), default=0)
-    prepared = prepared_table(workspace, feature_set)
-    labels = label_events_table(workspace, feature_set)
-    gone = set(plan.bounds["replaced"])
-    spans = [
-        _span_name(names[0])
-        for span, names in live(prepared)
-        if span.overlaps(low - back, high) and not gone.issuperset(names)
-    ]
-    label_chunks = labels.chunks(newest_n=prepared.transaction(plan.app))
-    label_ns = {c.n for c in label_chunks if c.may_hold("known_at", time_of(low - back), time_of(high))}
-    journal = workspace.journal
-    records = {n: journal.commit(plan.app, n) or {} for n in {chunk_n(name) for name in spans} | label_ns}
+    reached = LiveSegments.of(context).in_reach(low, high, replaced=plan.bounds["replaced"])
     begun = Begun.of(plan.bounds).segments
-    return {
-        "events": [
-            *(ref for name in sorted(spans) for ref in _segments_of(records[chunk_n(name)], name)),
-            *(ref for name in sorted(begun) for ref in begun[name]),
-        ],
-        "labels": [ref for n in sorted(label_ns) for ref in records[n]["label_segments"]],
-    }
+    return {**reached, "events": [*reached["events"], *(ref for name in sorted(begun) for ref in begun[name])]}
 
 
 def _segments_of(record: Mapping[str, Any], span_name: str) -> list[Any]:
