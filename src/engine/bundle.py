@@ -143,9 +143,12 @@ def expected_bytes(workspace: Workspace) -> int:
 
 def sections_of(spec: PipelineSpec) -> dict[str, Any]:
     """Return the sections of a pipeline file that prepare needs to go on feeding a model trained by it; no secrets."""
-    return spec.model_dump(mode="json", include={"event_time", "features", "columns", "baseline"})
+    own = spec.model_dump(mode="json", include={"event_time", "features", "columns", "baseline"})
+    return {**own, "labels": spec.labels.model_dump(mode="json", include={"delay"})}
 
 
 def spec_for(bundle: Bundle, spec: PipelineSpec) -> PipelineSpec:
     """Return the pipeline as the bundle's model knows it: an edited file does not orphan the champion."""
-    return PipelineSpec.model_validate({**spec.model_dump(mode="json"), **dict(bundle.sections)})
+    value, sections = spec.model_dump(mode="json"), dict(bundle.sections)
+    labels = {**value["labels"], **sections.pop("labels", {})}
+    return PipelineSpec.model_validate({**value, **sections, "labels": labels})

@@ -26,9 +26,10 @@ from engine.bundle import Bundle, spec_for
 from engine.errors import HeadraceError, RowError
 from engine.features.row_slices import prepared_rows, time_of
 from engine.features.segments import SegmentRef, read_times
-from engine.features.transform import load_transform
+from engine.features.transform import transform_of
 from engine.features.windows import WindowReader
 from engine.ledger import Ledger, champion_of, trained
+from engine.preparing.state import State
 from engine.preparing.windowed_rows import LiveSegments
 from engine.spec import PipelineSpec
 from engine.stage import StageContext
@@ -41,7 +42,7 @@ _SHOWN = 60  # characters of a value that is of another type
 class PreparedThrough:
     """How fresh the segments are: what came later is in no window."""
 
-    rows: datetime  # the newest event time that is prepared
+    rows: datetime | None  # the newest event time that is prepared
     labels: datetime | None  # when the newest label record became known; None: there are none
 
 
@@ -71,7 +72,8 @@ class RowFeatures:
             raise LookupError("raw has no schema though rows of it are prepared")
         self._spec, self._workspace, self._live, self._tiers = spec, context.workspace, live, tiers
         self._raw = pa.schema([field for field in schema if field.name not in spec.after_columns])
-        self._transform = load_transform(spec.features.transform, directory=context.directory)
+        types = State.of(context).record.get("row_types")
+        self._transform = transform_of(spec, directory=context.directory, types=types)
         self._needed = _needed(spec)
         self._readers: dict[tuple[str, tuple[str, ...]], WindowReader] = {}
         for name in dict.fromkeys((window.over, window.keys) for window in spec.features.windows):
@@ -94,7 +96,7 @@ class RowFeatures:
         Raises
         ------
         SpecError
-            The transform is not there.
+            The transform is not there, or its code is another than rows are prepared by.
         HeadraceError
             No rows are prepared.
         """

@@ -35,8 +35,8 @@ def looked_up(pipeline: Path, *, row: str | None, key: str | None) -> Iterator[d
     with RowFeatures.open(context) as opened:
         through = opened.prepared_through
         fresh = {
-            "rows": format_time(through.rows),
-            "labels": None if through.labels is None else format_time(through.labels),
+            name: None if time is None else format_time(time)
+            for name, time in (("rows", through.rows), ("labels", through.labels))
         }
         for place, text in _texts(row):
             try:

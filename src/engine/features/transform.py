@@ -38,19 +38,19 @@ def transform_of(
     Parameters
     ----------
     types
-        As a slice was planned with, of ``preparing.retyped``: they have the hash of its code.
+        That rows are prepared with, of ``preparing.retyped``: they have the hash of its code.
 
     Raises
     ------
     SpecError
         As of ``load_transform``; also where it changes a column by which rows are told apart or ordered, and where its
-        code is another than planned.
+        code is another than that of ``types``.
     """
     reference = spec.features.transform
     planned = (types or {}).get(TRANSFORM)
     if planned is not None and transform_code(reference, directory=Path(directory)) != planned:
         raise SpecError(
-            f"features.transform: the code of {reference} was changed while this run was going on",
+            f"features.transform: the code of {reference} is another than rows are prepared by: it was changed",
             hint="run again: all rows are prepared anew by the new code then",
         )
     keeps = (spec.source.key, spec.event_time, spec.source.cursor)
@@ -137,7 +137,7 @@ class _Transform:
         lost = [name for name in given.columns if name not in out.columns]
         if lost:
             raise self._error(f"dropped the columns {', '.join(lost)}", "add columns with rows.with_columns(...)")
-        changed = [name for name in self._keeps if name in out.columns and not out[name].equals(given[name])]
+        changed = [name for name in self._keeps if name in given.columns and not out[name].equals(given[name])]
         if changed:
             raise self._error(
                 f"changed {', '.join(changed)}, by which rows are told apart and ordered",

@@ -120,7 +120,7 @@ def test_code_that_changes_while_a_run_goes_on_is_an_error_that_says_so(
 
     with monkeypatch.context() as patch:
         patch.setattr(stage, "run_task", changed)
-        with pytest.raises(SpecError, match="the code of own:made was changed while this run was going on"):
+        with pytest.raises(SpecError, match="the code of own:made is another than rows are prepared by"):
             _prepare(shop, 160)
     _add(shop, 150, LAST)
     _prepare(shop, LAST + 10)
