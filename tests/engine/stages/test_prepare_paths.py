@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -32,6 +31,7 @@ from engine.spec import FeaturesSpec, PipelineSpec, WindowSpec
 from engine.stage import StageContext, run_stage
 from engine.stages.prepare import PrepareStage
 from engine.units import microseconds
+from tests.definition import Row, inside, known, statistic
 from tests.stopped import stop
 
 HOUR = 3_600_000_000
@@ -53,8 +53,6 @@ RAW = pa.schema(
     }
 )
 LABELS = pa.schema({"key": pa.int64(), "value": pa.bool_(), "labelled_at": STAMP})
-
-Row = Mapping[str, Any]
 
 EVENTS: list[Row] = [
     {"keys": ["card"], "column": "amount"}
@@ -197,9 +195,9 @@ def cases(draw: st.DrawFn, *, late_labels: bool) -> Case:
     other, far = draw(st.sampled_from(places)), {over: _farthest(asked, over) for over in ("events", "labels")}
     near = min(microseconds(asked.gap_of(window)) for window in asked.windows if window.over == "labels")
     last = draw(st.sampled_from(["seen", "sees", "waited for", "waited for"]))
-    known = other["at"] + draw(st.sampled_from([1 - far["labels"], -near, -near - 1]))
+    when = other["at"] + draw(st.sampled_from([1 - far["labels"], -near, -near - 1]))
     at = {"seen": other["at"] - far["events"] + 1, "sees": other["at"] + max(far.values()) - 1}
-    at |= {"waited for": known - far["events"] - microseconds(delay) - HOUR}
+    at |= {"waited for": when - far["events"] - microseconds(delay) - HOUR}
     places.append(other | {"at": at[last]})
     rank = {time: number for number, time in enumerate(sorted(place["at"] for place in places))}
 
@@ -234,7 +232,7 @@ def cases(draw: st.DrawFn, *, late_labels: bool) -> Case:
         of = draw(st.integers(0, len(places)))  # one row never comes
         time = places[of]["at"] if of < len(places) else 0
         if last == "waited for" and not number:
-            of, labelled = len(places) - 1, known
+            of, labelled = len(places) - 1, when
         elif draw(st.booleans()):  # where a window of another row begins or ends
             labelled = draw(st.sampled_from(places))["at"] - draw(reaches) + draw(st.sampled_from(NEARBY))
         else:
@@ -257,11 +255,11 @@ def _seen_by(
     asked: FeaturesSpec, delay: timedelta, rows: Sequence[Sequence[Row]], record: Row
 ) -> Callable[[Row], bool]:
     """Return what tells whether windows over labels of a row hold a record."""
-    records = _known([row for some in rows for row in some], [record], delay)
+    records = known([row for some in rows for row in some], [record], delay)
 
     def seen(row: Row) -> bool:
         return any(
-            _inside(window, asked.gap_of(window), max(window.lengths), row, records)
+            inside(window, asked.gap_of(window), max(window.lengths), row, records)
             for window in asked.windows
             if window.over == "labels"
         )
@@ -269,93 +267,19 @@ def _seen_by(
     return seen
 
 
-def _key(row: Row, names: Sequence[str]) -> tuple[Any, ...]:
-    """Return a row's key such that equal keys are equal values."""
-    return tuple(_same(row[name]) for name in names)
-
-
-def _same(value: Any) -> Any:
-    if isinstance(value, float):
-        return "nan" if value != value else value + 0.0
-    return value
-
-
-def _known(rows: Sequence[Row], labels: Sequence[Row], delay: timedelta) -> list[Row]:
-    """Return the label records whose row is there and that withdraw nothing, each at when it became known."""
-    of = {row["id"]: row for row in rows}
-    return [
-        {
-            **of[record["key"]],
-            "at": max(of[record["key"]]["at"] + delay, record["labelled_at"]),
-            "value": record["value"],
-        }
-        for record in labels
-        if record["key"] in of and record["value"] is not None
-    ]
-
-
-def _inside(window: WindowSpec, gap: timedelta, length: timedelta, row: Row, others: Sequence[Row]) -> list[Row]:
-    """Return those of other rows, or label records, that a row's window holds: the definition."""
-    near, key = row["at"] - gap, _key(row, window.keys)
-    if window.null_keys == "exclude" and None in key:
-        return []
-    closed = bool(gap) or window.same_instant
-    return [
-        other
-        for other in others
-        if near - length < other["at"]
-        and (other["at"] < near or (closed and other["at"] == near))
-        and _key(other, window.keys) == key
-    ]
-
-
-def _statistic(name: str, row: Row, inside: Sequence[Row], column: str) -> Any:
-    if name == "count":
-        return len(inside)
-    if name == "since":
-        return (row["at"] - max(other["at"] for other in inside)).total_seconds() if inside else None
-    values = [other[column] for other in inside if other[column] is not None]
-    if name == "distinct":
-        return len({_same(value) for value in values})
-    if name == "sum":
-        return _total(values)
-    if len(values) < (2 if name == "std" else 1):
-        return None
-    if name in ("min", "max"):
-        return math.nan if any(value != value for value in values) else float((min if name == "min" else max)(values))
-    if name == "std":
-        return _deviation(values)
-    mean = _total(values) / len(values)
-    if name != "ratio":
-        return mean
-    return None if row[column] is None or mean == 0 else float(row[column]) / mean
-
-
-def _total(values: Sequence[Any]) -> float:
-    odd = [value for value in values if not math.isfinite(value)]
-    return sum(odd) if odd else float(sum(map(Fraction, values)))
-
-
-def _deviation(values: Sequence[Any]) -> float:
-    if not all(map(math.isfinite, values)):
-        return math.nan
-    mean = sum(map(Fraction, values)) / len(values)
-    return math.sqrt(sum((Fraction(value) - mean) ** 2 for value in values) / (len(values) - 1))
-
-
 def _defined(case: Case, deliveries: int) -> dict[int, dict[str, Any]]:
     """Return by key what the definition gives after some deliveries."""
     versions = [row for some in case.rows[:deliveries] for row in some]
     newest = {row["id"]: row for row in sorted(versions, key=lambda row: row["written"])}
     rows = list(newest.values())
-    records = _known(rows, [record for some in case.labels[:deliveries] for record in some], case.delay)
+    records = known(rows, [record for some in case.labels[:deliveries] for record in some], case.delay)
     out = {row["id"]: {"event_time": row["at"], "amount": row["amount"]} for row in rows}
     for window in case.features.windows:
         over, gap = (rows if window.over == "events" else records), case.features.gap_of(window)
         for row in rows:
-            inside = {length: _inside(window, gap, length, row, over) for length in window.lengths}
-            for length, statistic, name in window.names():
-                out[row["id"]][name] = _statistic(statistic, row, inside[length], window.column or "value")
+            held = {length: inside(window, gap, length, row, over) for length in window.lengths}
+            for length, name_of, name in window.names():
+                out[row["id"]][name] = statistic(name_of, row, held[length], window.column or "value")
     return out
 
 
