@@ -159,7 +159,8 @@ def test_an_edited_file_does_not_orphan_the_champion(february: Ran, tmp_path: Pa
     world = copy_world(february[0], tmp_path / "world")
     old = world.spec.feature_set
     features = world.spec.features.model_dump(mode="json")
-    world.edit(features={**features, "windows": features["windows"][:1]})
+    labels = world.spec.labels.model_dump(mode="json", exclude={"uri"})
+    world.edit(features={**features, "windows": features["windows"][:1]}, labels={**labels, "delay": "5h"})
     assert world.spec.feature_set != old
     for stage in (ExtractStage("raw"), ExtractStage("labels"), PrepareStage()):
         world.run(stage, MARCH)
