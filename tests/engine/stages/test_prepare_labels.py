@@ -396,3 +396,20 @@ def test_the_last_moment_that_there_is_can_be_prepared(tmp_path: Path, windows: 
     shop.extract(10, "labels")
     run_stage(PrepareStage(), shop.context(10))
     assert sorted(row["key"] for row in shop.rows(f"prepared/{shop.spec.feature_set}")) == [0, 1, 2]
+
+
+def test_a_key_that_older_rows_lack_is_null_there(tmp_path: Path) -> None:
+    window = {"over": "labels", "keys": ["place"], "lengths": ["1d"], "statistics": ["count"]}
+    before, after = (Shop(tmp_path, features=features) for features in ({"numeric": ["amount"]}, {"windows": [window]}))
+    before.open().order((10, 1, 10), (20, 1, 20))
+    before.extract(30)
+    before.sql("ALTER TABLE orders ADD COLUMN place TEXT")
+    late = [(key, 1, f"{at(key):%Y-%m-%d %H:%M:%S}", f"{at(key):%Y-%m-%d %H:%M:%S}", "a") for key in (40, 50)]
+    before.sql("INSERT INTO orders VALUES (?, ?, ?, ?, ?)", values=late)
+    verdicts = [(key, 1, f"{at(key + 1):%Y-%m-%d %H:%M:%S}") for key in (10, 20, 40, 50)]
+    before.sql("INSERT INTO verdicts VALUES (?, ?, ?)", values=verdicts)
+    after.extract(60)
+    after.extract(60, "labels")
+    run_stage(PrepareStage(), after.context(60))
+    rows = after.rows(f"prepared/{after.spec.feature_set}")
+    assert {row["key"]: row["labels_place_1d_count"] for row in rows} == {10: 0, 20: 1, 40: 0, 50: 1}
