@@ -74,8 +74,9 @@ def run(task: Task, scope: Scope) -> TaskResult:
     with left:
         for batch in waiting.to_batches():
             left.write(batch)
+    counted = found.filter(found.column("value").is_valid())
     segments = build_segments(
-        found.filter(found.column("value").is_valid()),
+        counted,
         plans=segment_plans(spec.features, over="labels"),
         time="known_at",
         root=workspace.segments,
@@ -88,7 +89,7 @@ def run(task: Task, scope: Scope) -> TaskResult:
             "chunks": [to_json(ref) for ref in written.chunks],
             "waiting": {ref.path: ref.rows for ref in left.chunks},
             "segments": [to_json(ref) for ref in segments.refs],
-            "seen_by": seen_by(spec, found.filter(found.column("value").is_valid()).column("known_at")),
+            "seen_by": seen_by(spec, counted.column("known_at")),
         },
         rows_in=labels.num_rows,
         rows_out=found.num_rows,
