@@ -2,7 +2,7 @@
 
 HeadraceError                      exit code 1
  |-- SpecError                     2   the pipeline file: file, line, key path, what is allowed
- |-- RowError                      2   a row that features are asked of lacks a column, or is none
+ |-- RowError                      2   a row that features are asked of lacks a column, has another type, or is none
  |-- PlanRefused                   2   the plan does not fit the budget: worst term, smallest budget that would do
  |-- SourceError                   3   the source cannot be reached or read
  |    |-- SourceSchemaError        3   it was reached and does not have what the pipeline file names

@@ -20,8 +20,9 @@ def own_file(name: str, *, directory: Path) -> Path:
 def module_file(name: str, *, directory: Path) -> Path | None:
     """Return a module's file: under ``directory``, else where it is installed; None where there is none."""
     own = own_file(name, directory=directory)
-    if own.is_file():
-        return own
+    for file in (own, own.with_suffix("") / "__init__.py"):
+        if file.is_file():
+            return file
     first, *rest = name.split(".")
     found = importlib.util.find_spec(first)  # looking for a module in a package imports the package
     if found is None:
@@ -36,8 +37,8 @@ def module_file(name: str, *, directory: Path) -> Path | None:
 def transform_code(reference: str | None, *, directory: Path) -> str:
     """Return a hash of the module of ``module:function``, the same whatever its comments and layout.
 
-    What that module imports is not looked at. Empty without a reference, and where there is no module or Python cannot
-    read it: who loads it says what is wrong.
+    What that module imports is not looked at. Empty where the code is not known: without a reference, where this
+    process finds no module, and where Python cannot read it (who loads it says what is wrong).
     """
     file = None if reference is None else module_file(reference.partition(":")[0], directory=directory)
     if file is None:

@@ -19,12 +19,14 @@ def test_a_module_is_found_under_the_directory_first_and_in_packages_without_imp
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("raise RuntimeError('imported')\n")
     (own / "nested").mkdir(parents=True)
-    for name in ("both.py", "nested/mine.py"):
+    (own / "beside").mkdir()
+    for name in ("both.py", "nested/mine.py", "beside/__init__.py"):
         (own / name).write_text("")
     monkeypatch.syspath_prepend(str(installed))
     places = {
         "both": own / "both.py",
         "nested.mine": own / "nested/mine.py",
+        "beside": own / "beside/__init__.py",
         "only": installed / "only.py",
         "package": installed / "package/__init__.py",
         "package.part": installed / "package/part.py",

@@ -277,7 +277,7 @@ class Table:
 
 @dataclass(frozen=True)
 class _Kept:
-    """A version as it was read, and by what to see that no other has taken its place."""
+    """A version as it was read, and how to tell that it is still the newest."""
 
     table: DeltaTable
     committed: Path  # its file in the log

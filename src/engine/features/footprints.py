@@ -7,6 +7,7 @@ and ``row_streams.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.batching.chunks import ROW_GROUP_BYTES
@@ -35,6 +36,7 @@ _LABEL_COPIES, _WINDOW_KEY_COPIES = 6, 5  # keys come from raw: a label record i
 _LABEL_BYTES = 56  # a label record in memory, beside its key and its window keys
 _WINDOW_KEY_BYTES = 24  # of a label record, each, beside what it holds
 _ROW_COPIES = 3  # of a batch of rows that labels are looked for in: as read, for Polars, those that have one
+_MADE_BYTES = 64.0  # of a value that a transform makes: nobody has seen it
 _FIXED_KEY_BYTES = 17  # of a key of fixed width, at most
 _TEXT_COPIES = 4  # of keys and of values that are counted, beyond those of a number: read, distinct, in order, known
 _SEGMENT_ROW_BYTES = 48  # of label events while their segments are built
@@ -99,7 +101,7 @@ class LabelBytes:
     def of(cls, context: StageContext) -> LabelBytes:
         """Return what the workspace's tables say."""
         raw, columns = context.workspace.table("raw"), label_window_keys(context.spec)
-        held = column_bytes(raw, columns)
+        held = _held_bytes(context, columns)
         made = bool(columns) and context.spec.features.transform is not None
         row = raw_row_bytes(context, through_n=raw.transaction("extract:raw")) if made else None
         return cls(key_bytes(context.workspace), sum(held[name] for name in columns), raw.rows() or None, row)
@@ -135,7 +137,7 @@ def project_labels(context: StageContext, rows: int, held: LabelBytes) -> Projec
         _LABEL_SEGMENTS: rows * _SEGMENT_ROW_BYTES,
         "row group being written": 2 * ROW_GROUP_BYTES,
         "freed, not yet given back": _UNRETURNED_BYTES,
-        **({} if held.transformed is None else {"transform": _TRANSFORM_BYTES}),
+        **({} if held.transformed is None else {"transform": _TRANSFORM_BYTES, **_uneven_terms(context)}),
     }
     return Projection(stage="prepare.labels", reserved_bytes=_reserved(context), terms=terms, rows=rows)
 
@@ -170,7 +172,7 @@ def project_windows(
         for plan in plans
     ]
     compared = [list(dict.fromkeys([*plan.keys, *plan.distinct])) for plan in plans]  # whose values themselves are kept
-    widths = column_bytes(context.workspace.table("raw"), sorted({name for names in compared for name in names}))
+    widths = _held_bytes(context, sorted({name for names in compared for name in names}))
     beyond = {name: max(0.0, width - _FIXED_KEY_BYTES) for name, width in widths.items()}
     text = max((sum(beyond[name] for name in names) for names in compared), default=0.0)
     counted = max((len(plan.distinct) for plan in plans), default=0)
@@ -249,6 +251,14 @@ def _sorted_row_bytes(context: StageContext, row_bytes: float) -> float:
     """Return what sorting a span holds for each of its rows, of ``row_bytes`` in memory."""
     table = context.spec.feature_set
     return context.learned.row_bytes("prepare.sort", table, base=row_bytes, copies=_GATHER_COPIES)
+
+
+def _held_bytes(context: StageContext, columns: Sequence[str]) -> dict[str, float]:
+    """Return what a value of some columns takes in memory; of one that the transform makes, a text's."""
+    raw = context.workspace.table("raw")
+    schema = raw.schema()
+    made = [] if schema is None else [name for name in columns if name not in schema.names]
+    return column_bytes(raw, columns) | dict.fromkeys(made, _MADE_BYTES)
 
 
 def _uneven_terms(context: StageContext) -> dict[str, int]:

@@ -5,7 +5,7 @@ Runs in the cage. Which slices there are is planned by ``preparing/``; the join 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from engine.batching import Chunk, ChunkWriter, Table, Workspace, read_batches
 from engine.batching.atomic import sync_files
 from engine.batching.streams import BatchBytes
 from engine.batching.tables import chunk_prefix
-from engine.features.label_events import join_labels, label_event_schema
+from engine.features.label_events import join_labels
 from engine.features.row_slices import require_columns
 from engine.features.segment_sets import SEGMENT_ROWS, build_segments
 from engine.features.transform import transform_of
@@ -46,12 +46,11 @@ def run(task: Task, scope: Scope) -> TaskResult:
     # Those that waited have no row among those that they were looked for in.
     sought = [(0, new), (int(task.inputs["raw_after_n"]), waited)]
     chunks = [] if schema is None else _chunks_of(raw, sought, key=spec.source.key, raw_n=int(task.inputs["raw_n"]))
-    columns, rows = [spec.source.key, spec.source.cursor, spec.event_time, *keys], schema
-    if transform is not None and schema is not None:
-        columns += [name for name in schema.names if name not in spec.after_columns]
-        rows = transform(_part_of(schema, columns).empty_table()).schema
-    if rows is not None:
-        require_columns(keys, rows)
+    columns = [spec.source.key, spec.source.cursor, spec.event_time, *keys]
+    if schema is not None and transform is None:
+        require_columns(keys, schema)
+    elif schema is not None:  # in their order, which it may go by
+        columns = [name for name in schema.names if name not in spec.after_columns]
     label_batches = _raw_of_labels(chunks, schema=_part_of(schema, columns), scope=scope)
     found, waiting = join_labels(
         labels,
@@ -61,11 +60,9 @@ def run(task: Task, scope: Scope) -> TaskResult:
         event_time=spec.event_time,
         window_keys=keys,
         delay=spec.labels.delay,
-        transform=transform,
+        transform=None if transform is None else _with_keys(transform, keys),
     )
     side = label_events_table(workspace, feature_set)
-    if found.num_columns == len(label_event_schema(pa.int64(), [])) and keys and rows is not None:
-        found = label_event_schema(labels.schema.field("key").type, [rows.field(key) for key in keys]).empty_table()
     with chunk_writer(spec, side, prefix=chunk_prefix(n, "labels"), schema=found.schema) as written:
         for batch in found.to_batches(max_chunksize=SEGMENT_ROWS):
             written.write(batch)
@@ -164,6 +161,17 @@ def _chunks_of(raw: Table, sought: Sequence[tuple[int, pa.Table]], *, key: str, 
             for after_n, low, high in extents
         )
     ]
+
+
+def _with_keys(transform: Callable[[pa.Table], pa.Table], keys: Sequence[str]) -> Callable[[pa.Table], pa.Table]:
+    """Return the transform, which raises SpecError where its rows lack a key."""
+
+    def made(rows: pa.Table) -> pa.Table:
+        out = transform(rows)
+        require_columns(keys, out.schema)
+        return out
+
+    return made
 
 
 def _part_of(schema: pa.Schema | None, names: Sequence[str]) -> pa.Schema:

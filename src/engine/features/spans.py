@@ -5,6 +5,7 @@ Times are microseconds since 1970 UTC; a span is half-open, ``[low, high)``.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,13 @@ class Span:
     def overlaps(self, low: int, high: int) -> bool:
         """Return whether the span shares a moment with ``[low, high)``."""
         return self.low < high and low < self.high
+
+
+def overlapping(spans: Sequence[Span], low: int, high: int) -> Sequence[Span]:
+    """Return those that share a moment with ``[low, high)``, of spans in order of time that do not overlap."""
+    first = bisect.bisect_right(spans, low, key=lambda span: span.high)
+    last = bisect.bisect_left(spans, high, key=lambda span: span.low)
+    return spans[first:last]
 
 
 def plan_spans(
@@ -62,14 +70,14 @@ def plan_spans(
     Counts by hour make this an over-estimate: a live span may be written again without need, with the same content.
     """
     live = sorted(live)
-    dirty = {span for low, high in again for span in live if span.overlaps(low, high)}
+    dirty = {span for low, high in again for span in overlapping(live, low, high)}
     fresh: list[Span] = []
     for piece in _pieces(increments):
-        touched = [span for span in live if span.overlaps(piece.low, piece.high)]
+        touched = overlapping(live, piece.low, piece.high)
         dirty.update(touched)
         fresh.extend(_uncovered(piece, touched))
         if reach:
-            dirty.update(span for span in live if span.overlaps(piece.low, piece.high + reach))
+            dirty.update(overlapping(live, piece.low, piece.high + reach))
     return tuple(sorted([*_grouped(fresh, live, rows_per_span), *dirty]))
 
 

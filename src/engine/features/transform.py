@@ -38,7 +38,7 @@ def transform_of(
     Parameters
     ----------
     types
-        That rows are prepared with, of ``preparing.retyped``: they have the hash of its code.
+        That rows are prepared with, of ``preparing.retyped``: they have the hash of its code, where that is known.
 
     Raises
     ------
@@ -47,8 +47,8 @@ def transform_of(
         code is another than that of ``types``.
     """
     reference = spec.features.transform
-    planned = (types or {}).get(TRANSFORM)
-    if planned is not None and transform_code(reference, directory=Path(directory)) != planned:
+    planned, code = (types or {}).get(TRANSFORM), transform_code(reference, directory=Path(directory))
+    if planned and code and code != planned:
         raise SpecError(
             f"features.transform: the code of {reference} is another than rows are prepared by: it was changed",
             hint="run again: all rows are prepared anew by the new code then",

@@ -63,7 +63,7 @@ def should_retrain(
     drift: Mapping[str, float | None],
     feature_set: str,
     learner: str = "",
-    code: str = "",
+    code: str | None = None,
 ) -> Decision:
     """Return whether to train again. A limit that is just reached holds.
 
@@ -80,7 +80,7 @@ def should_retrain(
     drift
         Population stability index by feature since the champion's training; None where undefined.
     feature_set, learner, code
-        Hashes of the pipeline file's features and learner, and of the code of the transform, now.
+        Hashes of the pipeline file's features and learner, and of the code of the transform (None: not known), now.
 
     Notes
     -----
@@ -109,7 +109,7 @@ def should_retrain(
             if before != after
         ]
         changed = [f"the pipeline file's {' and '.join(changed)}"] if changed else []
-        if champion.code not in (code, None):
+        if None not in (champion.code, code) and champion.code != code:
             changed.append("the code of its transform")
         text = f"{' and '.join(changed)} changed" if changed else "features and learner unchanged"
         checks.append((bool(changed), text))

@@ -15,10 +15,11 @@ from engine.batching.streams import rows_of
 from engine.errors import HeadraceError
 from engine.features.footprints import LabelBytes, label_rows_per_slice, project_labels
 from engine.features.label_slices import waiting_path
+from engine.features.spans import overlapping
 from engine.layout import EVENT_TIME, KEY, label_events_table, prepared_table
 from engine.memory.projection import Projection
 from engine.preparing.retyped import Types, labels_are_retyped, of_labels
-from engine.preparing.state import Live, State
+from engine.preparing.state import State
 from engine.preparing.windowed_rows import live
 from engine.refs import ChunkRef, Task, TaskResult
 from engine.stage import Outcome, Plan, StageContext
@@ -79,7 +80,7 @@ def tasks(
     if done:
         return ()
     given = _bounds(context, plan)
-    inputs = {**given, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"]}
+    inputs = {**given, "n": plan.n, "spec": context.spec.feature_set, "imports": ["polars"], "says": ["seen_by"]}
     task = Task(stage, f"{context.spec.feature_set}.labels.{plan.n}", "engine.features.label_slices:run", inputs)
     return ((task, project_labels(context, _rows(given), LabelBytes.of(context))),)
 
@@ -108,7 +109,7 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
     """Return how far labels are, and how to publish: label events first, then prepared."""
     [result] = results
     given = _bounds(context, plan)
-    anew = bool(given.get("anew"))  # what there is was joined with columns of other types, and goes
+    anew = bool(given.get("anew"))  # what there is was joined with columns of other types, or by other code, and goes
     side = label_events_table(context.workspace, context.spec.feature_set)
     prepared = prepared_table(context.workspace, context.spec.feature_set)
     chunks = [ChunkRef.from_json(value) for value in result.outputs["chunks"]]
@@ -134,16 +135,25 @@ def finish(context: StageContext, plan: Plan, results: Sequence[TaskResult], sta
         "pending_rows": sum(file["rows"] - file["first"] for file in waiting.values()),
         "label_types": given.get("label_types", {}),
         "label_segments": result.outputs["segments"],
-        "again": [*state.record.get("again", []), *_prepared(live(prepared), result.outputs["seen_by"])],
+        "again": _prepared(prepared, [*state.record.get("again", []), *result.outputs["seen_by"]]),
         "event_segments": {},
     }
     outputs = {"kind": "labels", "labels": result.rows_out, "labels_waiting": record["pending_rows"]}
     return Outcome(outputs=outputs, record=record, publish=publish)
 
 
-def _prepared(spans: Live, stretches: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the stretches of event time of which rows were prepared: before records came that their windows hold."""
-    return [[low, high] for low, high in stretches if any(span.overlaps(low, high) for span, _ in spans)]
+def _prepared(prepared: Table, stretches: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the spans of which rows in some stretches of event time were prepared."""
+    if not stretches:
+        return []
+    spans = sorted(span for span, _ in live(prepared))
+    return sorted(
+        {
+            (span.low, span.high): [span.low, span.high]
+            for low, high in stretches
+            for span in overlapping(spans, low, high)
+        }.values()
+    )
 
 
 def _waiting(context: StageContext, state: State) -> dict[str, dict[str, int]]:

@@ -19,7 +19,7 @@ from engine.stage import Outcome, Plan, StageContext
 from engine.usercode import TRANSFORM, transform_code
 
 Types = Mapping[str, str]
-"""By column of ``raw``; ``TRANSFORM`` has the hash of the transform's code."""
+"""By column of ``raw``; ``TRANSFORM`` has the hash of the transform's code, where that is known."""
 
 
 def types_now(context: StageContext) -> Types:
@@ -30,9 +30,8 @@ def types_now(context: StageContext) -> Types:
     reference = spec.features.transform
     wanted = _used(spec) if reference is None else {*schema.names} - {*spec.after_columns}
     types = {field.name: str(plain_type(field.type)) for field in schema if field.name in wanted}
-    if reference is not None:
-        types[TRANSFORM] = transform_code(reference, directory=context.directory)
-    return types
+    code = transform_code(reference, directory=context.directory)
+    return {**types, TRANSFORM: code} if code else types
 
 
 def of_labels(spec: PipelineSpec, types: Types) -> Types:
@@ -46,18 +45,22 @@ def of_labels(spec: PipelineSpec, types: Types) -> Types:
 
 
 def rows_are_retyped(context: StageContext, state: State, now: Types) -> bool:
-    """Return whether rows were prepared of columns that have another type now."""
-    then = state.record.get("row_types")
+    """Return whether rows were prepared of columns that have another type now, or by another code."""
+    then, features = state.record.get("row_types"), context.spec.features
+    if features.windows and TRANSFORM in now and TRANSFORM not in (then or {}):
+        return True  # windows were of rows that no transform had seen
     if then is None and context.spec.features.transform is None:  # of 0.1: as far as the table itself tells
         schema = prepared_table(context.workspace, context.spec.feature_set).schema()
-        features = {*context.spec.features.numeric, *context.spec.features.categorical}
-        then = {field.name: str(plain_type(field.type)) for field in schema or () if field.name in features}
+        columns = {*features.numeric, *features.categorical}
+        then = {field.name: str(plain_type(field.type)) for field in schema or () if field.name in columns}
     return _differ(then, now)
 
 
 def labels_are_retyped(context: StageContext, state: State, now: Types) -> bool:
-    """Return whether label records were joined with columns that have another type now."""
+    """Return whether label records were joined with columns that have another type now, or by another code."""
     then, side = state.record.get("label_types"), label_events_table(context.workspace, context.spec.feature_set)
+    if TRANSFORM in of_labels(context.spec, now) and TRANSFORM not in (then or {}):
+        return bool(side.chunks())  # they were joined with rows that no transform had seen
     if then is None:  # of 0.1
         keys = of_labels(context.spec, now).keys() - {context.spec.source.key}
         then = {field.name: str(plain_type(field.type)) for field in side.schema() or () if field.name in keys}
@@ -65,7 +68,7 @@ def labels_are_retyped(context: StageContext, state: State, now: Types) -> bool:
 
 
 def is_stale(context: StageContext, plan: Plan) -> bool:
-    """Return whether a slice was planned, and not committed, before a column of it was given another type."""
+    """Return whether a slice was planned, and not committed, before a column got another type, or the code changed."""
     then = plan.bounds.get("row_types")
     return then is not None and _differ(then, types_now(context))
 

@@ -39,7 +39,11 @@ class State:
         app = prepared_app(context.spec.feature_set)
         n = prepared_table(context.workspace, context.spec.feature_set).transaction(app)
         record = (context.workspace.journal.commit(app, n) if n else None) or {}
-        return cls({key: record[key] for key in _KEPT if key in record})
+        known = {key: record[key] for key in _KEPT if key in record}
+        again = known.get("again", [])
+        if again and not isinstance(again[0], list):  # of before: one stretch
+            known["again"] = [again]
+        return cls(known)
 
     def number(self, name: str) -> int:
         """Return a number of the record, 0 where it has none."""

@@ -67,7 +67,7 @@ _COPIES = 3  # of a batch: as read, with the merged chunk's types, waiting to be
 
 @dataclass(frozen=True)
 class CompactStage:
-    """The compaction of one table; with ``least`` 1 whatever can be merged, is."""
+    """The compaction of one table; with ``least`` 1 of whatever can be merged, but for ``runs``, which grow by it."""
 
     table: str
     least: int = DUE

@@ -21,6 +21,7 @@ from engine.learning.split import Split
 from engine.ledger import Entry, Ledger, last_trained, positive_share
 from engine.memory.disk import require_room
 from engine.memory.projection import Projection
+from engine.preparing.state import State
 from engine.refs import Task, TaskResult, content_hash
 from engine.registry import ModelRegistry
 from engine.stage import Forecast, Outcome, Plan, StageContext
@@ -36,7 +37,7 @@ from engine.training.footprints import (
     span_rows,
 )
 from engine.units import format_time
-from engine.usercode import transform_code
+from engine.usercode import TRANSFORM
 
 _CACHE = "the training cache"
 
@@ -75,7 +76,8 @@ class TrainStage:
             return None
         if not prepared.rows():
             raise LearningError("there are no prepared rows to train on", hint="run: headrace run")
-        return {**inputs, "inputs": content_hash(inputs), "reasons": list(self.reasons)}
+        code = State.of(context).record.get("row_types", {}).get(TRANSFORM)  # that the rows were prepared by
+        return {**inputs, "inputs": content_hash(inputs), "reasons": list(self.reasons), "transform_code": code}
 
     def phase(
         self, context: StageContext, plan: Plan, done: Sequence[Sequence[TaskResult]]
@@ -117,7 +119,7 @@ class TrainStage:
             "raw_rows": context.workspace.table("raw").rows(),
             "label_rows": context.workspace.table("labels").rows(),
             "learner_hash": learner_hash(context.spec),
-            "transform_code": transform_code(context.spec.features.transform, directory=context.directory),
+            "transform_code": plan.bounds.get("transform_code"),
         }
 
         def publish() -> None:

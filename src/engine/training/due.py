@@ -58,5 +58,5 @@ def decide(context: StageContext, *, drift: Mapping[str, float | None]) -> Decis
         drift=drift,
         feature_set=spec.feature_set,
         learner=learner_hash(spec),
-        code=transform_code(spec.features.transform, directory=context.directory),
+        code=transform_code(spec.features.transform, directory=context.directory) or None,
     )

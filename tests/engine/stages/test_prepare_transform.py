@@ -11,6 +11,7 @@ import pytest
 from engine import stage
 from engine.errors import SpecError
 from engine.memory.projection import Projection
+from engine.preparing import retyped
 from engine.refs import StageReport, Task, TaskResult
 from engine.stage import StageContext, run_stage
 from engine.stages.prepare import PrepareStage
@@ -149,3 +150,36 @@ def test_a_column_that_nobody_has_is_named(tmp_path: Path, over: str) -> None:
     for features in ({"windows": windows}, {"windows": windows, "transform": "own:made"}):
         with pytest.raises(SpecError, match="no column 'town': neither the source nor the transform has it"):
             _prepare(dataclasses.replace(shop, features=features), 30)
+
+
+def test_windows_of_before_the_code_was_written_down_are_prepared_anew_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = _shop(tmp_path / "made", transform=True)
+    _add(shop, 1, 150)
+    with monkeypatch.context() as patch:
+        patch.setattr(retyped, "transform_code", lambda *_, **__: "")
+        _prepare(shop, 160)
+        assert _prepare(shop, 170).slices == 0
+    assert _prepare(shop, 180).rows_out >= 149
+    with monkeypatch.context() as patch:  # a process that does not find the module: nobody knows better
+        patch.setattr(retyped, "transform_code", lambda *_, **__: "")
+        assert _prepare(shop, 190).slices == 0
+
+
+def test_labels_are_joined_with_columns_in_the_order_of_the_source(tmp_path: Path) -> None:
+    windows = [{"over": "labels", "keys": ["both"], "lengths": ["20h"], "statistics": ["count"]}]
+    shop = Shop(tmp_path, features={"windows": windows, "transform": "own:made"})
+    code = "import polars as pl\ndef made(rows):\n    return rows.with_columns(both=pl.concat_str(pl.col(pl.String)))\n"
+    (tmp_path / "own.py").write_text(code)
+    shop.sql(
+        "CREATE TABLE orders (country TEXT, city TEXT, id INTEGER, placed_at TIMESTAMP, updated_at TIMESTAMP)",
+        "CREATE TABLE verdicts (order_id INTEGER, fraud INTEGER, decided_at TIMESTAMP)",
+    )
+    moments = [f"{at(key):%Y-%m-%d %H:%M:%S}" for key in range(3)]
+    shop.sql(
+        "INSERT INTO orders VALUES (?, ?, ?, ?, ?)", values=[("US", "NY", n, one, one) for n, one in enumerate(moments)]
+    )
+    shop.sql("INSERT INTO verdicts VALUES (?, ?, ?)", values=[(n, 1, one) for n, one in enumerate(moments)])
+    _prepare(shop, 10)
+    assert [row["labels_both_20h_count"] for row in _prepared(shop)] == [0, 1, 2]
