@@ -22,6 +22,12 @@ Types = Mapping[str, str]
 """By column of ``raw``; ``TRANSFORM`` has the hash of the transform's code, where that is known."""
 
 
+def types_to_record(context: StageContext, state: State) -> Types:
+    """Return the types now, with the recorded code where this process does not know the code: it counts as the same."""
+    known = state.record.get("row_types", {}).get(TRANSFORM)
+    return {**({TRANSFORM: known} if known else {}), **types_now(context)}
+
+
 def types_now(context: StageContext) -> Types:
     """Return the types of the columns that rows are made of: of all that a transform may look at, with its code."""
     spec, schema = context.spec, context.workspace.table("raw").schema()

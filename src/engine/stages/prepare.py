@@ -28,7 +28,7 @@ from engine.features.spans import Increment, plan_spans
 from engine.layout import prepared_app, prepared_table
 from engine.memory.projection import Projection
 from engine.preparing import label_commits, streamed_rows, windowed_rows
-from engine.preparing.retyped import Types, is_stale, rows_are_retyped, types_now, without_effect
+from engine.preparing.retyped import Types, is_stale, rows_are_retyped, types_to_record, without_effect
 from engine.preparing.state import Live, State
 from engine.refs import Task, TaskResult
 from engine.spec import PipelineSpec
@@ -85,7 +85,7 @@ class PrepareStage:
         raw_n = context.workspace.table("raw").transaction("extract:raw")
         if not raw_n:
             return None
-        types = types_now(context)
+        types = types_to_record(context, state)
         bounds = label_commits.next_bounds(context, state, raw_n, types) or _next_spans(context, state, raw_n, types)
         return None if bounds is None else {**bounds, "row_types": types}
 

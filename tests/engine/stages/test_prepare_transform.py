@@ -12,6 +12,7 @@ from engine import stage
 from engine.errors import SpecError
 from engine.memory.projection import Projection
 from engine.preparing import retyped
+from engine.preparing.state import State
 from engine.refs import StageReport, Task, TaskResult
 from engine.stage import StageContext, run_stage
 from engine.stages.prepare import PrepareStage
@@ -164,7 +165,13 @@ def test_windows_of_before_the_code_was_written_down_are_prepared_anew_once(
     assert _prepare(shop, 180).rows_out >= 149
     with monkeypatch.context() as patch:  # a process that does not find the module: nobody knows better
         patch.setattr(retyped, "transform_code", lambda *_, **__: "")
-        assert _prepare(shop, 190).slices == 0
+        _add(shop, 150, 160)
+        before = State.of(shop.context(190)).record
+        assert _prepare(shop, 190).rows_out
+    after = State.of(shop.context(190)).record
+    assert before["raw_n"] < after["raw_n"]
+    assert before["row_types"] == after["row_types"] == retyped.types_now(shop.context(190))
+    assert before["label_types"] == after["label_types"]
 
 
 def test_labels_are_joined_with_columns_in_the_order_of_the_source(tmp_path: Path) -> None:
