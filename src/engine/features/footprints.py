@@ -7,6 +7,7 @@ and ``row_streams.py``.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,11 +82,17 @@ def rows_per_span(context: StageContext, row_bytes: float) -> int:
 
 def windowed_rows_per_span(context: StageContext, row_bytes: float) -> int:
     """Return how many rows, of ``row_bytes`` in memory each, a span with windows may hold."""
-    most = project_windows(context, _MOST_SPAN_ROWS, row_bytes)
-    of_rows = sum(most.terms.get(name, 0) for name in _ROW_TERMS)
-    free = context.budget.allowed_bytes - (most.projected_bytes - of_rows)
-    row = of_rows / _MOST_SPAN_ROWS
-    return max(_LEAST_SPAN_ROWS, min(_MOST_SPAN_ROWS, int(_WINDOWED_SHARE * free / row)))
+
+    def is_too_large(rows: int) -> bool:
+        found = project_windows(context, rows, row_bytes)
+        of_rows = sum(found.terms.get(name, 0) for name in _ROW_TERMS)
+        return of_rows > _WINDOWED_SHARE * (context.budget.allowed_bytes - (found.projected_bytes - of_rows))
+
+    if not is_too_large(_MOST_SPAN_ROWS):
+        return _MOST_SPAN_ROWS
+    # Blocks being searched are as large as they can be with few rows already, so this is no straight line.
+    sizes = range(_LEAST_SPAN_ROWS + 1, _MOST_SPAN_ROWS)
+    return _LEAST_SPAN_ROWS + bisect.bisect_left(sizes, True, key=is_too_large)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 _NEAR = 4
+_HELD = 1.25  # times the rows that are expected, or newest: beyond that older versions are let go
 _FIRST_MOMENT, _LAST_MOMENT = -62_135_596_800_000_000, 253_402_300_799_999_999  # of the years 1 and 9999
 
 
@@ -181,10 +182,21 @@ def newest_rows(
     spec: PipelineSpec,
     *,
     span: tuple[datetime | None, datetime | None],
+    rows: int,
     scope: Scope,
 ) -> NewestRows:
-    """Read a span's rows from chunks of ``raw``."""
-    ordered, batches = in_order(chunks, time=spec.event_time, key=spec.source.key), []
+    """Read a span's rows from chunks of ``raw``; older versions are let go once more is held than was planned.
+
+    Parameters
+    ----------
+    rows
+        How many the span is expected to have. What is held goes by that, or by how many newest versions there are:
+        however often rows were written.
+    """
+    ordered = in_order(chunks, time=spec.event_time, key=spec.source.key)
+    batches: list[pa.RecordBatch] = []
+    rows_in = read = held = 0
+    most = _HELD * rows
     for batch in read_batches(
         [chunk.path for chunk in (chunks if ordered is None else ordered)],
         columns=schema.names,
@@ -194,9 +206,30 @@ def newest_rows(
     ):
         scope.batch_done(batch.num_rows, batch.nbytes)
         batches.append(batch)
+        rows_in, read, held = rows_in + batch.num_rows, read + 1, held + batch.num_rows
+        if ordered is None and held > most:
+            _let_go(batches, schema, spec)
+            held = sum(left.num_rows for left in batches)
+            most = _HELD * max(rows, held)
     table = pa.Table.from_batches(batches, schema=schema)
     order = _order(table, spec) if ordered is None else None
-    return NewestRows(table, order, table.num_rows, len(batches))
+    return NewestRows(table, order, rows_in, read)
+
+
+def _let_go(batches: list[pa.RecordBatch], schema: pa.Schema, spec: PipelineSpec) -> None:
+    """Leave the newest versions in batches of rows, one batch after another, so that none is held twice."""
+    order = _order(pa.Table.from_batches(batches, schema=schema), spec)
+    if order is None:
+        return
+    newest = np.zeros(sum(batch.num_rows for batch in batches), dtype=np.bool_)
+    newest[order.to_numpy()] = True
+    end = 0
+    for number, batch in enumerate(batches):
+        start, end = end, end + batch.num_rows
+        mine = newest[start:end]
+        if not mine.all():
+            batches[number] = batch.filter(pa.array(mine))
+    batches[:] = [batch for batch in batches if batch.num_rows]
 
 
 def _order(table: pa.Table, spec: PipelineSpec) -> pl.Series | None:

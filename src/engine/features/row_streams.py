@@ -119,7 +119,7 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
         for part, (start, end) in enumerate(pieces):
             within = (time_of(start), time_of(end))
             of_piece = [chunk for chunk in mine if chunk.may_hold(spec.event_time, *within)]
-            rows = newest_rows(of_piece, schema, spec, span=within, scope=scope)
+            rows = newest_rows(of_piece, schema, spec, span=within, rows=most, scope=scope)
             rows_in += rows.rows_in
             writer: ChunkWriter | None = None
             row_bytes = rows.table.nbytes / max(1, rows.table.num_rows)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 HOUR = 3_600_000_000  # microseconds
+_FULLER = 1.1  # times as many rows as a fresh span has: a live span takes so many before it is cut
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def plan_spans(
     rows_per_span: int,
     reach: int = 0,
     again: Sequence[tuple[int, int]] = (),
+    cut_live: bool = False,
 ) -> tuple[Span, ...]:
     """Return the spans to write, in time order: fresh ones, and live ones that the new rows touch.
 
@@ -64,21 +66,27 @@ def plan_spans(
         How long after its own event time a row still changes the windows of others (gap + longest window), or 0.
     again
         Stretches of event time whose live spans are to be written again whatever rows are new.
+    cut_live
+        A live span that has come to hold many more rows than a fresh one is written again as several.
 
     Notes
     -----
     Counts by hour make this an over-estimate: a live span may be written again without need, with the same content.
+    A new row counts beside those that a live span holds, though it may be a new version of one.
     """
     live = sorted(live)
     dirty = {span for low, high in again for span in overlapping(live, low, high)}
     fresh: list[Span] = []
-    for piece in _pieces(increments):
+    pieces = _pieces(increments)
+    for piece in pieces:
         touched = overlapping(live, piece.low, piece.high)
         dirty.update(touched)
         fresh.extend(_uncovered(piece, touched))
         if reach:
             dirty.update(overlapping(live, piece.low, piece.high + reach))
-    return tuple(sorted([*_grouped(fresh, live, rows_per_span), *dirty]))
+    most = rows_per_span if cut_live else None
+    written_again = [part for span in dirty for part in _with(span, pieces, most)]
+    return tuple(sorted([*_grouped(fresh, live, rows_per_span), *written_again]))
 
 
 def _pieces(increments: Iterable[Increment]) -> list[Span]:
@@ -93,6 +101,35 @@ def _pieces(increments: Iterable[Increment]) -> list[Span]:
             low[hour] = min(low.get(hour, start), start)
             high[hour] = max(high.get(hour, end), end)
     return [Span(low[hour], high[hour], rows[hour]) for hour in sorted(rows)]
+
+
+def _with(live: Span, pieces: Sequence[Span], most_rows: int | None) -> list[Span]:
+    """Return a live span with the pieces' rows that fall into it, cut where those are more than it may take."""
+    inside = [_within(piece, live.low, live.high) for piece in overlapping(pieces, live.low, live.high)]
+    rows = live.rows + sum(piece.rows for piece in inside)
+    if most_rows is None or rows <= _FULLER * most_rows:
+        return [Span(live.low, live.high, rows)]
+    return _grouped(_tiles(live, inside), [], most_rows)
+
+
+def _tiles(live: Span, pieces: Sequence[Span]) -> list[Span]:
+    """Return a live span as one stretch for each piece and each gap between two, its rows spread evenly over them."""
+    out, at = [], live.low
+    for piece in pieces:
+        if at < piece.low:
+            out.append(_within(live, at, piece.low))
+        own = _within(live, piece.low, piece.high)
+        out.append(Span(piece.low, piece.high, own.rows + piece.rows))
+        at = piece.high
+    if at < live.high:
+        out.append(_within(live, at, live.high))
+    return out
+
+
+def _within(span: Span, low: int, high: int) -> Span:
+    """Return the part of a span in ``[low, high)``, with its share of the rows, rounded up."""
+    low, high = max(span.low, low), min(span.high, high)
+    return Span(low, high, -(-span.rows * (high - low) // (span.high - span.low)))
 
 
 def _uncovered(piece: Span, touched: Sequence[Span]) -> list[Span]:

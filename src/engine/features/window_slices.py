@@ -144,8 +144,9 @@ class _Spans:
         """Return a span's rows, after their segments are built and known to the readers, and its first window open."""
         spec = self._spec
         low, high = (time_of(value) for value in self._spans[number][:2])
+        expected = self._spans[number][2]
         mine = [chunk for chunk in self._raw if chunk.may_hold(spec.event_time, low, high)]
-        newest = newest_rows(mine, self._schema, spec, span=(low, high), scope=self._scope)
+        newest = newest_rows(mine, self._schema, spec, span=(low, high), rows=expected, scope=self._scope)
         rows_in, batches = newest.rows_in, newest.batches
         rows = transformed(newest, self._transform, spec, self._scope)
         del newest

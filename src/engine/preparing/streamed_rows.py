@@ -21,6 +21,9 @@ SPAN_ROWS = 2_000_000
 
 COMMIT_SPANS = 32
 
+CUTS_LIVE = False
+"""The task that sorts a span again cuts it itself, by the rows that it finds."""
+
 
 def span_rows(context: StageContext, row_bytes: float) -> int:
     """Return how many rows a span has at most."""

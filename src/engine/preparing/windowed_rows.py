@@ -28,6 +28,9 @@ from engine.units import microseconds
 COMMIT_SPANS = 64
 """Of one commit, while none is written again."""
 
+CUTS_LIVE = True
+"""Whether a span that is prepared and has come to hold too many rows is planned as several: its task holds it."""
+
 
 def span_rows(context: StageContext, row_bytes: float) -> int:
     """Return how many rows a span has at most: what the budget lets a task hold."""

@@ -50,6 +50,8 @@ class _Kind(Protocol):
 class _RowsKind(_Kind, Protocol):
     """A kind of slice of rows."""
 
+    CUTS_LIVE: bool
+
     def live(self, prepared: Table) -> Live: ...
 
     def span_rows(self, context: StageContext, row_bytes: float) -> int: ...
@@ -129,6 +131,7 @@ def _next_spans(context: StageContext, state: State, raw_n: int, types: Types) -
             rows_per_span=rows.span_rows(context, row_bytes),
             reach=rows.reach(context.spec),
             again=[(low, high) for low, high in again],
+            cut_live=rows.CUTS_LIVE,
         )
         todo = [[span.low, span.high, span.rows] for span in spans]
         target = raw_n

@@ -32,8 +32,30 @@ def test_later_rows_make_fresh_spans_and_leave_live_ones_alone() -> None:
 def test_a_late_row_rewrites_its_span_and_those_its_windows_reach() -> None:
     live = [Span(i * 10 * HOUR, (i + 1) * 10 * HOUR, 100) for i in range(4)]
     late = [_increment([5 * HOUR])]
-    assert plan_spans(late, live=live, rows_per_span=100) == (live[0],)
-    assert plan_spans(late, live=live, rows_per_span=100, reach=16 * HOUR) == (live[0], live[1], live[2])
+    fuller = Span(0, 10 * HOUR, 101)
+    assert plan_spans(late, live=live, rows_per_span=100) == (fuller,)
+    assert plan_spans(late, live=live, rows_per_span=100, reach=16 * HOUR) == (fuller, live[1], live[2])
+
+
+def test_a_live_span_with_many_more_rows_is_written_again_as_several() -> None:
+    late = [Increment({3: 600, 4: 300, 7: 9}, 3 * HOUR, 8 * HOUR - 1)]
+    for rows, parts in ((100, 4), (0, 4)):
+        live = [Span(0, 10 * HOUR, rows)]
+        cut = plan_spans(late, live=live, rows_per_span=300, cut_live=True)
+        assert (cut[0].low, cut[-1].high) == (0, 10 * HOUR)
+        assert all(a.high == b.low for a, b in itertools.pairwise(cut))
+        assert len(cut) >= parts
+        assert all(span.rows <= 300 for span in cut)
+        assert sum(span.rows for span in cut) >= rows + 909
+        assert plan_spans(late, live=live, rows_per_span=300) == (Span(0, 10 * HOUR, rows + 909),)
+
+
+def test_a_live_span_with_a_few_more_rows_stays_one() -> None:
+    live, late = [Span(0, 10 * HOUR, 300)], [Increment({3: 30}, 3 * HOUR, 4 * HOUR - 1)]
+    assert plan_spans(late, live=live, rows_per_span=300, cut_live=True) == (Span(0, 10 * HOUR, 330),)
+    assert len(plan_spans(late, live=live, rows_per_span=299, cut_live=True)) == 2
+    assert plan_spans([], live=live, rows_per_span=100, again=[(7, 8)]) == (live[0],)
+    assert len(plan_spans([], live=live, rows_per_span=100, again=[(7, 8)], cut_live=True)) == 3
 
 
 def test_an_hour_with_more_rows_than_a_span_holds_is_cut() -> None:
@@ -46,13 +68,25 @@ def test_an_hour_with_more_rows_than_a_span_holds_is_cut() -> None:
     st.lists(st.lists(st.integers(0, 30 * HOUR), min_size=1, max_size=30), min_size=1, max_size=4),
     st.lists(st.integers(0, 30 * HOUR), max_size=6),
     st.integers(1, 50),
+    st.integers(0, 100),
+    st.booleans(),
 )
-def test_every_new_row_is_in_exactly_one_span(batches: list[list[int]], borders: list[int], rows: int) -> None:
+def test_every_new_row_is_in_exactly_one_span(
+    batches: list[list[int]], borders: list[int], rows: int, live_rows: int, cut_live: bool
+) -> None:
     cuts = sorted(set(borders))
-    live = [Span(low, high, 1) for low, high in zip(cuts[::2], cuts[1::2], strict=False)]
-    spans = plan_spans([_increment(times) for times in batches], live=live, rows_per_span=rows)
+    live = [Span(low, high, live_rows) for low, high in zip(cuts[::2], cuts[1::2], strict=False)]
+    increments = [_increment(times) for times in batches]
+    spans = plan_spans(increments, live=live, rows_per_span=rows, cut_live=cut_live)
     for time in [time for times in batches for time in times]:
         assert sum(span.low <= time < span.high for span in spans) == 1
     for span in spans:
         touched = [other for other in live if other.overlaps(span.low, span.high)]
-        assert touched in ([], [span])
+        assert len(touched) <= 1
+        assert all(other.low <= span.low and span.high <= other.high for other in touched)
+    for one in live:
+        parts = [span for span in spans if span.overlaps(one.low, one.high)]
+        if parts:
+            assert (parts[0].low, parts[-1].high) == (one.low, one.high)
+            assert all(a.high == b.low for a, b in itertools.pairwise(parts))
+            assert len(parts) == 1 or cut_live

@@ -134,12 +134,13 @@ def test_spans_whose_distinct_values_are_counted(context: StageContext) -> None:
     assert {name: size - plain[name] for name, size in found.items() if size != plain[name]} == differ
 
 
-@pytest.mark.parametrize("mebibytes", [192, 256, 384])
+@pytest.mark.parametrize("mebibytes", [62, 72, 192, 256, 384])
 def test_a_span_with_windows_has_the_rows_that_fit(context: StageContext, mebibytes: int) -> None:
     small = with_memory(context, mebibytes)
     rows = footprints.windowed_rows_per_span(small, ROW_BYTES)
     assert footprints.project_windows(small, rows, ROW_BYTES).projected_bytes <= mebibytes * MIB
-    assert footprints.project_windows(small, 2 * rows, ROW_BYTES).projected_bytes > mebibytes * MIB or rows == 500_000
+    assert footprints.project_windows(small, 2 * rows, ROW_BYTES).projected_bytes > mebibytes * MIB
+    assert rows > 1_000
 
 
 def test_sorting_a_piece_holds_its_rows_while_it_writes_them(context: StageContext) -> None:
