@@ -16,6 +16,7 @@ from engine.batching.frames import taken, to_arrow
 if TYPE_CHECKING:
     import polars as pl
 
+_HELD = 1.25  # times the keys that have labels: beyond so many rows older versions are let go
 STAMP = pa.timestamp("us", tz="UTC")
 
 
@@ -66,6 +67,7 @@ def join_labels(
     wanted = pl.DataFrame(labels)
     keys = wanted.select("key").unique()
     found: list[pl.DataFrame] = []
+    held = 0
     for batch in raw:
         given = pl.DataFrame(batch)
         if transform is not None:
@@ -82,10 +84,14 @@ def join_labels(
         matched = rows.join(keys, on="key", how="semi")
         if matched.height:
             found.append(taken(matched, of=batch.num_rows))
-    newest = _newest(found)
-    if newest is None:
+            held += matched.height
+            if held > _HELD * keys.height:
+                found = [_newest(found)]
+                held = found[0].height
+    if not found:
         empty = label_event_schema(labels.schema.field("key").type, []).empty_table()
         return empty, labels
+    newest = _newest(found).drop("_cursor")
     joined = wanted.join(newest, on="key", how="inner")
     events = joined.select(
         "key",
@@ -120,13 +126,10 @@ def latest_records(events: pl.DataFrame) -> pl.DataFrame:
     return events.sort("labelled_at", "known_at", "value").unique(subset="key", keep="last", maintain_order=True)
 
 
-def _newest(found: Sequence[pl.DataFrame]) -> pl.DataFrame | None:
+def _newest(found: Sequence[pl.DataFrame]) -> pl.DataFrame:
     import polars as pl
 
-    if not found:
-        return None
-    rows = pl.concat(found)
-    return rows.sort("_cursor").unique(subset="key", keep="last", maintain_order=True).drop("_cursor")
+    return pl.concat(found).sort("_cursor").unique(subset="key", keep="last", maintain_order=True)
 
 
 def _fields(rows: pl.DataFrame, window_keys: Sequence[str]) -> list[pa.Field]:
