@@ -176,6 +176,10 @@ def _parts(sizes: npt.NDArray[np.int64] | None, count: int, most_bytes: int) -> 
         low = high
 
 
+class FullerThanPlanned(Exception):
+    """A span has many more rows than was planned for: it is to be taken in parts."""
+
+
 def newest_rows(
     chunks: Sequence[Chunk],
     schema: pa.Schema,
@@ -184,6 +188,7 @@ def newest_rows(
     span: tuple[datetime | None, datetime | None],
     rows: int,
     scope: Scope,
+    whole: bool = True,
 ) -> NewestRows:
     """Read a span's rows from chunks of ``raw``; older versions are let go once more is held than was planned.
 
@@ -192,6 +197,13 @@ def newest_rows(
     rows
         How many the span is expected to have. What is held goes by that, or by how many newest versions there are:
         however often rows were written.
+    whole
+        However many there are; else too many are refused.
+
+    Raises
+    ------
+    FullerThanPlanned
+        The newest versions are more than a quarter more than expected, and they are not taken ``whole``.
     """
     ordered = in_order(chunks, time=spec.event_time, key=spec.source.key)
     batches: list[pa.RecordBatch] = []
@@ -207,10 +219,14 @@ def newest_rows(
         scope.batch_done(batch.num_rows, batch.nbytes)
         batches.append(batch)
         rows_in, read, held = rows_in + batch.num_rows, read + 1, held + batch.num_rows
-        if ordered is None and held > most:
+        if held <= most:
+            continue
+        if ordered is None:
             _let_go(batches, schema, spec)
             held = sum(left.num_rows for left in batches)
-            most = _HELD * max(rows, held)
+        if held > most and not whole:
+            raise FullerThanPlanned
+        most = _HELD * max(rows, held)
     table = pa.Table.from_batches(batches, schema=schema)
     order = _order(table, spec) if ordered is None else None
     return NewestRows(table, order, rows_in, read)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,9 +21,11 @@ from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
 from engine.batching.row_order import in_order
-from engine.batching.streams import mean_row_bytes, read_weighed, said_largest_row
+from engine.batching.streams import mean_row_bytes, said_largest_row
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
+from engine.features.spans import Span
+from engine.features.stretches import stretches
 from engine.features.transform import LazyTransform, transform_of
 from engine.layout import BASELINE, EVENT_TIME, KEY, bounds_of, chunk_writer, prepared_table
 from engine.memory.scope import Scope
@@ -42,7 +43,6 @@ MOST_STREAMED_COLUMNS = 200
 _HEAD_ROWS = 2_000
 _MOST_UNEVEN = 8.0  # times the mean row: Polars writes row groups of so many rows, whatever their bytes
 _AT_ONCE = 2
-_BINS = 65_536
 _KNOBS = {
     "POLARS_ROW_GROUP_PREFETCH_SIZE": "1"
 }  # two spans at once: 240 to 310 MiB, with 2 340 to 365, with the same CPU
@@ -115,9 +115,12 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
         mine = [chunk for chunk in raw if chunk.may_hold(spec.event_time, time_of(low), time_of(high))]
         most = int(task.inputs["piece_rows"])
         most_bytes = most * float(task.inputs["row_bytes"])
-        pieces = _pieces(mine, schema, spec, low=low, high=high, rows=most, most_bytes=most_bytes)
-        for part, (start, end) in enumerate(pieces):
-            within = (time_of(start), time_of(end))
+        span = Span(low, high)
+        pieces = stretches(
+            mine, columns=schema.names, time=spec.event_time, span=span, rows=most, most_bytes=most_bytes
+        )
+        for part, piece_span in enumerate(pieces):
+            within = (time_of(piece_span.low), time_of(piece_span.high))
             of_piece = [chunk for chunk in mine if chunk.may_hold(spec.event_time, *within)]
             rows = newest_rows(of_piece, schema, spec, span=within, rows=most, scope=scope)
             rows_in += rows.rows_in
@@ -140,7 +143,8 @@ def run_sort(task: Task, scope: Scope) -> TaskResult:
                 writer.__exit__(None, None, None)
                 chunks += writer.chunks
             scope.progress(rows_in, max(total, rows_in), "rows")
-            of_span = [[end, high, max(0, of_span_rows - rows_in + before)]] if end < high else []
+            left, end = max(0, of_span_rows - rows_in + before), piece_span.high
+            of_span = [[end, high, left]] if end < high else []
             scope.checkpoint(
                 {
                     "first": int(task.inputs["first"]) + number + 1,
@@ -284,32 +288,3 @@ def _width(kind: pl.DataType) -> int:
     if isinstance(kind, pl.String):
         return 16
     return {"Int8": 1, "Boolean": 1, "Int16": 2, "Int32": 4, "Float32": 4, "Date": 4}.get(str(kind), 8)
-
-
-def _pieces(
-    chunks: Sequence[Chunk],
-    schema: pa.Schema,
-    spec: PipelineSpec,
-    *,
-    low: int,
-    high: int,
-    rows: int,
-    most_bytes: float,
-) -> Iterator[tuple[int, int]]:
-    """Yield stretches of the span of about ``rows`` rows and ``most_bytes`` at most, as far as 65,536 bins can tell."""
-    width = max(1, -(-(high - low) // _BINS))
-    counts, sizes = np.zeros(_BINS, dtype=np.int64), np.zeros(_BINS)
-    span = (spec.event_time, time_of(low), time_of(high))
-    for values, row_bytes in read_weighed([c.path for c in chunks], of=schema.names, span=span):
-        times = values.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False)
-        found = np.bincount((times - low) // width, minlength=_BINS)
-        counts += found
-        sizes += found * row_bytes
-    start = held = held_bytes = 0
-    for index in np.flatnonzero(counts):
-        if held and (held + counts[index] > rows or held_bytes + sizes[index] > most_bytes):
-            yield low + start * width, min(high, low + int(index) * width)
-            start, held, held_bytes = int(index), 0, 0
-        held += int(counts[index])
-        held_bytes += int(sizes[index])
-    yield low + start * width, high

@@ -15,12 +15,23 @@ from typing import Any
 import pyarrow as pa
 
 from engine import events
+from engine.batching import Chunk
 from engine.batching.atomic import sync_files
 from engine.batching.tables import chunk_prefix
 from engine.features.open_windows import OpenWindow
-from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, time_of, transformed
+from engine.features.row_slices import (
+    FullerThanPlanned,
+    NewestRows,
+    newest_rows,
+    prepared_rows,
+    raw_chunks,
+    time_of,
+    transformed,
+)
 from engine.features.segment_sets import BuiltSegments, SortedSegment, build_segments
 from engine.features.segments import SegmentRef
+from engine.features.spans import Span
+from engine.features.stretches import stretches
 from engine.features.transform import transform_of
 from engine.features.window_plans import search_threads, segment_plans
 from engine.features.windows import WindowReader
@@ -32,6 +43,7 @@ from engine.spec import PipelineSpec
 from engine.stage import ChildContext
 
 _KEPT = 32  # of the budget, the share that is kept of what was freed, to be used again
+_LEAST_ROWS = 1_000  # that a span may turn out to have, however few were planned
 
 Readers = Mapping[tuple[str, tuple[str, ...]], WindowReader]
 """By what windows are over, and their keys."""
@@ -73,7 +85,8 @@ class _Spans:
     def __init__(self, task: Task, scope: Scope, context: ChildContext, *, tiers: Path) -> None:
         spec, workspace = context.spec, context.workspace
         self._scope, self._spec, self._n = scope, spec, int(task.inputs["n"])
-        self._spans: Sequence[Sequence[int]] = task.inputs["spans"]
+        self._spans = [Span(*span) for span in task.inputs["spans"]]
+        self._most_rows = max(_LEAST_ROWS, *(span.rows for span in self._spans))
         self._first = int(task.inputs["first"])
         self._transform = transform_of(spec, directory=context.directory, types=task.inputs.get("row_types"))
         self._schema, self._raw = raw_chunks(context, task)
@@ -82,7 +95,7 @@ class _Spans:
             task.inputs["segments"],
             root=workspace.segments,
             scratch=tiers,
-            most_tier_keys=tier_keys(max(rows for _, _, rows in self._spans)),
+            most_tier_keys=tier_keys(max(span.rows for span in self._spans)),
         )
         self._root = workspace.segments
         self._prepared = prepared_table(workspace, spec.feature_set)
@@ -97,8 +110,13 @@ class _Spans:
         """Take the spans one after another."""
         with self._disk, ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as behind:
             reading, writing = ahead.submit(self._gather, 0), behind.submit(list[ChunkRef])
-            for number in range(len(self._spans)):
+            number = 0
+            while number < len(self._spans):
                 gathered = reading.result()
+                if not isinstance(gathered, _Gathered):
+                    self._spans[number : number + 1] = gathered
+                    reading = ahead.submit(self._gather, number)
+                    continue
                 self._scope.governor.wait()
                 if number + 1 < len(self._spans):
                     reading = ahead.submit(self._gather, number + 1)
@@ -109,6 +127,7 @@ class _Spans:
                 if out is not None:
                     self._say_progress(out.num_rows)
                     self._scope.governor.step_done()
+                number += 1
             self._written(len(self._spans), writing)
             for synced in self._syncing:
                 synced.result()
@@ -134,19 +153,27 @@ class _Spans:
         self._scope.checkpoint(
             {
                 "first": self._first + number,
-                "left": self._spans[number:],
+                "left": [[span.low, span.high, span.rows] for span in self._spans[number:]],
                 "chunks": [to_json(ref) for ref in self._chunks],
                 "segments": written,
             }
         )
 
-    def _gather(self, number: int) -> _Gathered:
-        """Return a span's rows, after their segments are built and known to the readers, and its first window open."""
-        spec = self._spec
-        low, high = (time_of(value) for value in self._spans[number][:2])
-        expected = self._spans[number][2]
+    def _gather(self, number: int) -> _Gathered | list[Span]:
+        """Return a span's rows, after their segments are built and known to the readers, and its first window open; or
+        the parts that are to be gathered in its place, where it has many more rows than a span was planned to have.
+        """
+        spec, span = self._spec, self._spans[number]
+        low, high = time_of(span.low), time_of(span.high)
         mine = [chunk for chunk in self._raw if chunk.may_hold(spec.event_time, low, high)]
-        newest = newest_rows(mine, self._schema, spec, span=(low, high), rows=expected, scope=self._scope)
+        newest = self._newest_of_few(mine, span)
+        if newest is None:
+            columns = self._schema.names
+            found = stretches(mine, columns=columns, time=spec.event_time, span=span, rows=self._most_rows)
+            parts = [part for part in found if part.rows]
+            if len(parts) > 1:
+                return parts
+            newest = newest_rows(mine, self._schema, spec, span=(low, high), rows=self._most_rows, scope=self._scope)
         rows_in, batches = newest.rows_in, newest.batches
         rows = transformed(newest, self._transform, spec, self._scope)
         del newest
@@ -160,6 +187,14 @@ class _Spans:
         )
         self._syncing.append(self._disk.submit(sync_files, [self._root / ref.path for ref in built.refs]))
         return _Gathered(rows, built, self._first_window(rows, built.in_order), rows_in, batches)
+
+    def _newest_of_few(self, chunks: Sequence[Chunk], span: Span) -> NewestRows | None:
+        """Return a span's rows, None where there are too many: what was read of them is gone then."""
+        within, most = (time_of(span.low), time_of(span.high)), self._most_rows
+        try:
+            return newest_rows(chunks, self._schema, self._spec, span=within, rows=most, scope=self._scope, whole=False)
+        except FullerThanPlanned:
+            return None
 
     def _first_window(self, rows: pa.Table, in_order: Mapping[tuple[str, ...], SortedSegment]) -> OpenWindow:
         spec, window = self._spec, self._spec.features.windows[0]
@@ -210,7 +245,7 @@ class _Spans:
 
     def _say_progress(self, rows: int) -> None:
         self._done += rows
-        self._scope.progress(self._done, max(self._done, sum(span[2] for span in self._spans)), "rows")
+        self._scope.progress(self._done, max(self._done, sum(span.rows for span in self._spans)), "rows")
 
 
 def _readers(

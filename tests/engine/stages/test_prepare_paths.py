@@ -324,6 +324,7 @@ def _cut(cut: Cut) -> Iterator[None]:
         patch.setattr(stage, "record_runs", lambda *_, **__: None)  # a third of all commits
         patch.setattr(atomic, "_sync", lambda _: None)
         patch.setattr(windowed_rows, "windowed_rows_per_span", lambda *_: cut.span_rows)
+        patch.setattr(window_slices, "_LEAST_ROWS", 1)
         patch.setattr(windowed_rows, "COMMIT_SPANS", cut.commit_spans)
         patch.setattr(label_commits, "label_rows_per_slice", lambda *_: cut.label_rows)
         patch.setattr(segment_sets, "SEGMENT_ROWS", cut.segment_rows)

@@ -17,8 +17,10 @@ from engine import events
 from engine.batching import Chunk, ChunkWriter
 from engine.batching.tables import chunk_prefix
 from engine.errors import SpecError
-from engine.features import footprints, row_streams
+from engine.features import footprints
 from engine.features.row_streams import MOST_STREAMED_COLUMNS
+from engine.features.spans import Span
+from engine.features.stretches import stretches
 from engine.layout import chunk_writer, largest_row_bytes, prepared_app, prepared_table
 from engine.preparing import streamed_rows, windowed_rows
 from engine.stage import StageContext, run_stage
@@ -118,12 +120,12 @@ def test_pieces_to_be_sorted_are_bounded_by_bytes_where_rows_are_large(tmp_path:
         for batch in rows.to_batches():
             writer.write(batch)
     chunk = Chunk(tmp_path / writer.chunks[0].path, writer.chunks[0].path, 1, len(texts), writer.chunks[0].bytes)
-    spec = Shop(tmp_path).spec
-    span = {"low": 0, "high": len(texts), "rows": 4_001, "most_bytes": 1_000_003.0}
-    pieces = list(row_streams._pieces([chunk], rows.schema, spec, **span))
-    assert [low for low, _ in pieces[1:]] == [high for _, high in pieces[:-1]]
-    assert (pieces[0][0], pieces[-1][1]) == (0, len(texts))
-    parts = [rows.slice(low, high - low) for low, high in pieces]
+    asked = {"columns": rows.column_names, "time": "placed_at", "rows": 4_001, "most_bytes": 1_000_003.0}
+    pieces = list(stretches([chunk], span=Span(0, len(texts)), **asked))
+    assert [piece.low for piece in pieces[1:]] == [piece.high for piece in pieces[:-1]]
+    assert (pieces[0].low, pieces[-1].high) == (0, len(texts))
+    parts = [rows.slice(piece.low, piece.high - piece.low) for piece in pieces]
+    assert [part.num_rows for part in parts] == [piece.rows for piece in pieces]
     assert max(part.num_rows for part in parts) == 4_001
     assert max(part.nbytes for part in parts) <= 1_100_000
 
