@@ -21,7 +21,7 @@ from engine import events
 from engine.batching import Chunk, ChunkWriter, read_batches
 from engine.batching.chunks import ROW_GROUP_BYTES, adopt_chunk
 from engine.batching.row_order import in_order
-from engine.batching.streams import mean_row_bytes, said_largest_row
+from engine.batching.streams import Within, mean_row_bytes, read_weighed, said_largest_row
 from engine.batching.tables import chunk_prefix, same_type
 from engine.features.row_slices import newest_rows, prepared_rows, raw_chunks, search_rows, time_of
 from engine.features.spans import Span
@@ -226,20 +226,28 @@ def _stream(
             row_group_size=max(1, int(ROW_GROUP_BYTES / row_bytes)),
             metadata={"ARROW:schema": _arrow_schema(names)},
         )
-        if pq.read_metadata(temporary).num_rows == rows:
+        written = pq.read_metadata(temporary).num_rows
+        # A plan is sure of whole hours only; where it was wrong they are counted.
+        if written == rows or written == _rows_of(ordered, (spec.event_time, low, high)):
             return adopt_chunk(
                 temporary,
                 final,
-                memory_bytes=int(rows * row_bytes),
+                memory_bytes=int(written * row_bytes),
                 largest_row_bytes=largest,
                 bounds_of=bounds_of(spec, "prepared"),
             )
-        why = "not as many rows as planned: they are sorted"
+        why = "not as many rows were written as there are: they are sorted"
     except pl.exceptions.PolarsError as error:
         # The task that sorts meets the same rows batch by batch, and says exactly what is wrong with them.
         why = f"not streamed: {(str(error).splitlines() or [''])[0]}"
     temporary.unlink(missing_ok=True)
     return why
+
+
+def _rows_of(chunks: Sequence[Chunk], span: Within) -> int:
+    """Return how many rows chunks have in a span, by reading their times."""
+    paths, time = [chunk.path for chunk in chunks], span[0]
+    return sum(len(times) for times, _ in read_weighed(paths, of=[time], span=span))
 
 
 def _selected(frame: pl.LazyFrame, spec: PipelineSpec) -> tuple[dict[str, pl.DataType], pl.LazyFrame] | None:

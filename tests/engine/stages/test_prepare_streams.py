@@ -97,6 +97,16 @@ def test_rows_in_order_are_streamed_and_under_a_small_budget_sorted_to_the_same(
     assert _rows(small).schema == streamed.schema
 
 
+def test_hours_with_more_rows_than_a_span_takes_are_streamed(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed_rows, "SPAN_ROWS", 1_001)  # an hour is cut evenly, not where its rows lie
+    context = _context(home)
+    run_stage(PrepareStage(), context)
+    assert len(_chunks(context)) > 30
+    assert all("-stream-" in chunk.name for chunk in _chunks(context))
+    assert len({chunk.rows for chunk in _chunks(context)}) > 2
+    assert _rows(context).equals(_expected(context))
+
+
 def test_a_late_row_and_a_new_version_have_only_their_chunk_written_anew(home: Path) -> None:
     context = _context(home)
     run_stage(PrepareStage(), context)
