@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 HOUR = 3_600_000_000  # microseconds
+_APART = 31 * 24 * HOUR  # pieces further apart make no span: one wrong date in the future would be in each later one
 _FULLER = 1.1  # times as many rows as a fresh span has: a live span takes so many before it is cut
 
 
@@ -145,7 +146,7 @@ def _uncovered(piece: Span, touched: Sequence[Span]) -> list[Span]:
 
 
 def _grouped(fresh: Sequence[Span], live: Sequence[Span], rows_per_span: int) -> list[Span]:
-    """Join neighbouring pieces up to ``rows_per_span``, never across a live span; cut a piece that is larger alone."""
+    """Join near pieces up to ``rows_per_span``, never across a live span; cut a piece that is larger alone."""
     out: list[Span] = []
     for piece in sorted(fresh):
         parts = math.ceil(piece.rows / rows_per_span) if piece.rows > rows_per_span else 1
@@ -154,7 +155,8 @@ def _grouped(fresh: Sequence[Span], live: Sequence[Span], rows_per_span: int) ->
             part = Span(low, min(low + step, piece.high), math.ceil(piece.rows / parts))
             last = out[-1] if out else None
             between = last is not None and any(span.overlaps(last.high, part.low) for span in live)
-            if last is None or between or last.rows + part.rows > rows_per_span:
+            apart = last is not None and part.low - last.high > _APART
+            if last is None or between or apart or last.rows + part.rows > rows_per_span:
                 out.append(part)
             else:
                 out[-1] = Span(last.low, part.high, last.rows + part.rows)

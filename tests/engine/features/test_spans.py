@@ -29,6 +29,14 @@ def test_later_rows_make_fresh_spans_and_leave_live_ones_alone() -> None:
     assert (span.low, span.high) == (10 * HOUR + 5, 11 * HOUR + 1)
 
 
+def test_a_row_of_a_wrong_year_is_a_span_of_its_own_and_later_rows_are_not_in_it() -> None:
+    today, wrong = 480_000 * HOUR, 1_100_000 * HOUR
+    first = plan_spans([_increment([7, today, wrong])], live=[], rows_per_span=600)
+    assert [(span.low, span.high) for span in first] == [(7, HOUR), (today, today + HOUR), (wrong, wrong + 1)]
+    [later] = plan_spans([_increment([today + HOUR, today + 700 * HOUR])], live=first, rows_per_span=600)
+    assert (later.low, later.high) == (today + HOUR, today + 700 * HOUR + 1)  # monthly rows make one
+
+
 def test_a_late_row_rewrites_its_span_and_those_its_windows_reach() -> None:
     live = [Span(i * 10 * HOUR, (i + 1) * 10 * HOUR, 100) for i in range(4)]
     late = [_increment([5 * HOUR])]
