@@ -32,6 +32,7 @@ from engine.features.segment_sets import BuiltSegments, SortedSegment, build_seg
 from engine.features.segments import SegmentRef
 from engine.features.spans import Span
 from engine.features.stretches import stretches
+from engine.features.tiers import FAN_IN
 from engine.features.transform import transform_of
 from engine.features.window_plans import search_threads, segment_plans
 from engine.features.windows import WindowReader
@@ -87,6 +88,8 @@ class _Spans:
         self._scope, self._spec, self._n = scope, spec, int(task.inputs["n"])
         self._spans = [Span(*span) for span in task.inputs["spans"]]
         self._most_rows = max(_LEAST_ROWS, *(span.rows for span in self._spans))
+        # A few spans are projected neither beside others nor with tiers, which several parts in their place may be.
+        self._part_rows = self._most_rows // (2 if len(self._spans) < FAN_IN else 1)
         self._first = int(task.inputs["first"])
         self._transform = transform_of(spec, directory=context.directory, types=task.inputs.get("row_types"))
         self._schema, self._raw = raw_chunks(context, task)
@@ -169,7 +172,7 @@ class _Spans:
         newest = self._newest_of_few(mine, span)
         if newest is None:
             columns = self._schema.names
-            found = stretches(mine, columns=columns, time=spec.event_time, span=span, rows=self._most_rows)
+            found = stretches(mine, columns=columns, time=spec.event_time, span=span, rows=self._part_rows)
             parts = [part for part in found if part.rows]
             if len(parts) > 1:
                 return parts
