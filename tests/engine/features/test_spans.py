@@ -47,12 +47,12 @@ def test_a_late_row_rewrites_its_span_and_those_its_windows_reach() -> None:
 
 def test_a_live_span_with_many_more_rows_is_written_again_as_several() -> None:
     late = [Increment({3: 600, 4: 300, 7: 9}, 3 * HOUR, 8 * HOUR - 1)]
-    for rows, parts in ((100, 4), (0, 4)):
+    for rows in (100, 0):
         live = [Span(0, 10 * HOUR, rows)]
         cut = plan_spans(late, live=live, rows_per_span=300, cut_live=True)
         assert (cut[0].low, cut[-1].high) == (0, 10 * HOUR)
         assert all(a.high == b.low for a, b in itertools.pairwise(cut))
-        assert len(cut) >= parts
+        assert len(cut) >= 4
         assert all(span.rows <= 300 for span in cut)
         assert sum(span.rows for span in cut) >= rows + 909
         assert plan_spans(late, live=live, rows_per_span=300) == (Span(0, 10 * HOUR, rows + 909),)
